@@ -1,0 +1,138 @@
+// Attention of query rows over key rows: online softmax (Milakov and Gimelshein 2018) over tiles of
+// kTileKeys keys, in powers of two with log2(e) folded into the scale.
+
+// 2^x for x <= 0, relative error below 2e-7 (Cephes' exp2f); 2^-126 below that, NaN for NaN.
+MLA_INLINE F32 exp2_non_positive(F32 x) {
+  x = max(set1(-126.0f), x);
+  const F32 n = round(x);
+  const F32 f = x - n;
+  F32 p = set1(1.535336188319500e-4f);
+  p = fma(p, f, set1(1.339887440266574e-3f));
+  p = fma(p, f, set1(9.618437357674640e-3f));
+  p = fma(p, f, set1(5.550332471162809e-2f));
+  p = fma(p, f, set1(2.402264791363012e-1f));
+  p = fma(p, f, set1(6.931472028550421e-1f));
+  p = fma(p, f, set1(1.0f));
+  return p * pow2(n);
+}
+
+// Some keys and values of one page: element (k, i) of the keys is key[k * stride + i].
+template <class T>
+struct KeyTile {
+  const T* key;
+  const T* tail;
+  const T* value;
+  Index stride;
+  Index key_width, tail_width, value_width;
+};
+
+// scores[r][k] = scale * query[r] . key[k] for kRows queries and `count` keys.
+template <int kRows, class T>
+MLA_INLINE void score_tile(const float* query, Index query_stride, const KeyTile<T>& tile,
+                           Index count, float scale, float (*scores)[kTileKeys]) {
+  for_tiles<kColTile>(count, [&](auto cols, Index k) {
+    F32 acc[kRows][cols.value] = {};
+    dot_tile(query, query_stride, tile.key + k * tile.stride, tile.stride, tile.key_width, acc);
+    dot_tile(query + tile.key_width, query_stride, tile.tail + k * tile.stride, tile.stride,
+             tile.tail_width, acc);
+    MLA_UNROLL for (int r = 0; r < kRows; ++r)
+      MLA_UNROLL for (int c = 0; c < cols.value; ++c)
+        scores[r][k + c] = scale * reduce_add(acc[r][c]);
+  });
+}
+
+// Turns the first `count` >= 1 scores of a row into powers of two below the running maximum, and
+// returns the factor that brings what was summed before to the new maximum.
+MLA_INLINE float softmax_row(float* scores, Index count, float& maximum, float& sum) {
+  float peak = maximum;
+  for (Index k = 0; k < count; ++k) peak = scores[k] > peak ? scores[k] : peak;
+  F32 total = zero();
+  Index k = 0;
+  for (; k + kLanes <= count; k += kLanes) {
+    const F32 p = exp2_non_positive(load(scores + k) - set1(peak));
+    store(scores + k, p);
+    total = total + p;
+  }
+  if (k < count) {
+    const Index rest = count - k;
+    store_first(scores + k, exp2_non_positive(load_first(scores + k, rest) - set1(peak)), rest);
+    total = total + load_first(scores + k, rest);
+  }
+  float factor[kLanes];
+  store(factor, exp2_non_positive(set1(maximum - peak)));
+  maximum = peak;
+  sum = sum * factor[0] + reduce_add(total);
+  return factor[0];
+}
+
+// out[r] = factor[r] * out[r] + sum_k scores[r][k] * value[k] over the first visible[r] keys: up to
+// `common` for all rows together, then row by row, so that no row touches a key it must not see.
+template <int kRows, class T>
+MLA_INLINE void value_tile(const float (*scores)[kTileKeys], const float* factor,
+                           const Index* visible, Index common, const KeyTile<T>& tile, float* out,
+                           Index out_stride) {
+  for_column_vectors(tile.value_width, [&](auto cols, Index c, const auto& load_row,
+                                           const auto& save) {
+    F32 acc[kRows][cols.value];
+    MLA_UNROLL for (int r = 0; r < kRows; ++r)
+      MLA_UNROLL for (int j = 0; j < cols.value; ++j)
+        acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
+    const T* value = tile.value + c;
+    multiply_tile(scores[0], kTileKeys, value, tile.stride, common, load_row, acc);
+    MLA_UNROLL for (int r = 0; r < kRows; ++r) {
+      F32 rest[1][cols.value];
+      MLA_UNROLL for (int j = 0; j < cols.value; ++j) rest[0][j] = acc[r][j];
+      multiply_tile(scores[r] + common, kTileKeys, value + common * tile.stride, tile.stride,
+                    visible[r] - common, load_row, rest);
+      MLA_UNROLL for (int j = 0; j < cols.value; ++j)
+        save(out + r * out_stride + c + j * kLanes, rest[0][j]);
+    }
+  });
+}
+
+// Rows [first_row, + kRows) over `count` keys of one tile, whose first is key `first_key`.
+template <int kRows, class T>
+void attend_tile(const QueryRows& queries, Index first_row, const KeyTile<T>& tile,
+                 Index first_key, Index count, float scale, const SoftmaxState& state) noexcept {
+  Index visible[kRows];
+  Index most = 0;
+  Index common = count;
+  for (int r = 0; r < kRows; ++r) {
+    const Index ahead = queries.visible[first_row + r] - first_key;
+    visible[r] = ahead < 0 ? 0 : ahead < count ? ahead : count;
+    most = visible[r] > most ? visible[r] : most;
+    common = visible[r] < common ? visible[r] : common;
+  }
+  if (most == 0) return;
+
+  alignas(64) float scores[kRows][kTileKeys];
+  const float* query = queries.data + first_row * queries.stride;
+  score_tile<kRows>(query, queries.stride, tile, most, scale, scores);
+  float factor[kRows];
+  for (int r = 0; r < kRows; ++r)
+    factor[r] = visible[r] == 0 ? 1.0f
+                                : softmax_row(scores[r], visible[r], state.maximum[first_row + r],
+                                              state.sum[first_row + r]);
+  value_tile<kRows>(scores, factor, visible, common, tile, state.out + first_row * state.out_stride,
+                    state.out_stride);
+}
+
+template <class T>
+void attend(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
+            const SoftmaxState& state) noexcept {
+  constexpr float kLog2E = 1.44269504088896341f;
+  const float scale = softmax_scale * kLog2E;
+  for (Index first_key = 0, count; first_key < keys.count; first_key += count) {
+    const Index place = first_key % keys.page_rows;
+    const Index left = keys.count - first_key;
+    count = keys.page_rows - place < left ? keys.page_rows - place : left;
+    count = count < kTileKeys ? count : kTileKeys;
+    const T* row = keys.pages[first_key / keys.page_rows] + place * keys.row_stride;
+    const KeyTile<T> tile = {row + keys.key_offset, row + keys.tail_offset, row + keys.value_offset,
+                             keys.row_stride,       keys.key_width,         keys.tail_width,
+                             keys.value_width};
+    for_tiles<kRowTile>(queries.rows, [&](auto rows, Index r) {
+      attend_tile<rows.value>(queries, r, tile, first_key, count, scale, state);
+    });
+  }
+}

@@ -1,0 +1,27 @@
+#ifndef MLA_SIMD_DETAIL_REGION_HPP_
+#define MLA_SIMD_DETAIL_REGION_HPP_
+
+// Compiler target regions: functions between BEGIN and END are compiled for the named features,
+// whatever -m flags the translation unit has. House rules: no #include of a system header inside a
+// region (its inline functions would become code for that machine, for the whole program), and
+// nothing from outside that takes or returns a vector.
+
+#define MLA_SIMD_STRING_OF(x) #x
+#define MLA_SIMD_STRING(x) MLA_SIMD_STRING_OF(x)
+
+#if defined(__clang__)
+#define MLA_REGION_BEGIN(features) \
+  _Pragma(                         \
+      MLA_SIMD_STRING(clang attribute push(__attribute__((target(features))), apply_to = function)))
+#define MLA_REGION_END _Pragma("clang attribute pop")
+#else
+#define MLA_REGION_BEGIN(features) \
+  _Pragma("GCC push_options") _Pragma(MLA_SIMD_STRING(GCC target(features)))
+#define MLA_REGION_END _Pragma("GCC pop_options")
+#endif
+
+// g++ -O2 keeps an array of accumulators in memory unless the loop over it is unrolled by request.
+#define MLA_UNROLL _Pragma("GCC unroll 16")
+#define MLA_INLINE __attribute__((always_inline)) inline
+
+#endif  // MLA_SIMD_DETAIL_REGION_HPP_

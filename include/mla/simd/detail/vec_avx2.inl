@@ -1,0 +1,94 @@
+// Vector type of the AVX2 tier: eight floats. Included inside a namespace and a target region; see
+// kernel_bodies.hpp.
+
+inline constexpr int kLanes = 8;
+inline constexpr int kRowTile = 2;  // rows that a register tile holds; its columns are 4
+
+struct F32 {
+  __m256 v;
+};
+
+MLA_INLINE F32 set1(float x) { return {_mm256_set1_ps(x)}; }
+MLA_INLINE F32 zero() { return {_mm256_setzero_ps()}; }
+
+MLA_INLINE F32 widen(__m128i bits, bfloat16) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
+MLA_INLINE F32 widen(__m128i bits, float16) { return {_mm256_cvtph_ps(bits)}; }
+
+// Rounds to nearest even; NaN is made quiet first so that rounding cannot turn it into infinity.
+MLA_INLINE __m128i narrow(F32 a, bfloat16) {
+  const __m256i u = _mm256_castps_si256(a.v);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+  const __m256i nearest = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  const __m256i quiet = _mm256_or_si256(u, _mm256_set1_epi32(0x00400000));
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q));
+  const __m256i high = _mm256_srli_epi32(_mm256_blendv_epi8(nearest, quiet, nan), 16);
+  return _mm_packus_epi32(_mm256_castsi256_si128(high), _mm256_extracti128_si256(high, 1));
+}
+MLA_INLINE __m128i narrow(F32 a, float16) {
+  return _mm256_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+MLA_INLINE __m256i first_lanes(Index n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(n)), lane);
+}
+
+MLA_INLINE F32 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+template <class T>
+MLA_INLINE F32 load(const T* p) {
+  return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)), T());
+}
+// The first n < kLanes elements, zeros after them.
+MLA_INLINE F32 load_first(const float* p, Index n) {
+  return {_mm256_maskload_ps(p, first_lanes(n))};
+}
+template <class T>
+MLA_INLINE F32 load_first(const T* p, Index n) {
+  alignas(16) T padded[kLanes] = {};
+  for (Index i = 0; i < n; ++i) padded[i] = p[i];
+  return load(padded);
+}
+MLA_INLINE void store(float* p, F32 a) { _mm256_storeu_ps(p, a.v); }
+template <class T>
+MLA_INLINE void store(T* p, F32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), narrow(a, T()));
+}
+MLA_INLINE void store_first(float* p, F32 a, Index n) {
+  _mm256_maskstore_ps(p, first_lanes(n), a.v);
+}
+template <class T>
+MLA_INLINE void store_first(T* p, F32 a, Index n) {
+  alignas(16) T padded[kLanes];
+  store(padded, a);
+  for (Index i = 0; i < n; ++i) p[i] = padded[i];
+}
+
+MLA_INLINE F32 operator+(F32 a, F32 b) { return {_mm256_add_ps(a.v, b.v)}; }
+MLA_INLINE F32 operator-(F32 a, F32 b) { return {_mm256_sub_ps(a.v, b.v)}; }
+MLA_INLINE F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
+MLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+// The larger one; b where either is NaN.
+MLA_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+
+// To the nearest integer, ties to even.
+MLA_INLINE F32 round(F32 a) {
+  return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// 2^n for integers n in [-126, 127].
+MLA_INLINE F32 pow2(F32 n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.v), _mm256_set1_epi32(127));
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
+}
+
+MLA_INLINE float reduce_add(F32 a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+MLA_INLINE float reduce_max(F32 a) {
+  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+}

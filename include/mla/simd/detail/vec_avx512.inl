@@ -1,0 +1,75 @@
+// Vector type of the AVX-512 tier: sixteen floats. Included inside a namespace and a target region;
+// see kernel_bodies.hpp.
+
+inline constexpr int kLanes = 16;
+inline constexpr int kRowTile = 4;  // rows that a register tile holds; its columns are 4
+
+struct F32 {
+  __m512 v;
+};
+
+MLA_INLINE F32 set1(float x) { return {_mm512_set1_ps(x)}; }
+MLA_INLINE F32 zero() { return {_mm512_setzero_ps()}; }
+
+MLA_INLINE F32 widen(__m256i bits, bfloat16) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
+MLA_INLINE F32 widen(__m256i bits, float16) { return {_mm512_cvtph_ps(bits)}; }
+
+// Rounds to nearest even; NaN is made quiet first so that rounding cannot turn it into infinity.
+MLA_INLINE __m256i narrow(F32 a, bfloat16) {
+  const __m512i u = _mm512_castps_si512(a.v);
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+  const __m512i nearest = _mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  const __m512i rounded = _mm512_mask_or_epi32(nearest, nan, u, _mm512_set1_epi32(0x00400000));
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
+}
+MLA_INLINE __m256i narrow(F32 a, float16) {
+  return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+
+MLA_INLINE __mmask16 first_lanes(Index n) { return static_cast<__mmask16>((1u << n) - 1u); }
+
+MLA_INLINE F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+template <class T>
+MLA_INLINE F32 load(const T* p) {
+  return widen(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), T());
+}
+// The first n < kLanes elements, zeros after them.
+MLA_INLINE F32 load_first(const float* p, Index n) {
+  return {_mm512_maskz_loadu_ps(first_lanes(n), p)};
+}
+template <class T>
+MLA_INLINE F32 load_first(const T* p, Index n) {
+  return widen(_mm256_maskz_loadu_epi16(first_lanes(n), p), T());
+}
+MLA_INLINE void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+template <class T>
+MLA_INLINE void store(T* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow(a, T()));
+}
+MLA_INLINE void store_first(float* p, F32 a, Index n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
+}
+template <class T>
+MLA_INLINE void store_first(T* p, F32 a, Index n) {
+  _mm256_mask_storeu_epi16(p, first_lanes(n), narrow(a, T()));
+}
+
+MLA_INLINE F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+MLA_INLINE F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+MLA_INLINE F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+MLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+// The larger one; b where either is NaN.
+MLA_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+
+// To the nearest integer, ties to even.
+MLA_INLINE F32 round(F32 a) {
+  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
+}
+// 2^n for integers n in [-126, 127].
+MLA_INLINE F32 pow2(F32 n) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)}; }
+
+MLA_INLINE float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
+MLA_INLINE float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
