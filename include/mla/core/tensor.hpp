@@ -22,8 +22,8 @@ using RowMajorMatrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eige
 
 /// Element types that weights and caches are stored in.
 template <class T>
-inline constexpr bool kIsStorageElement = std::is_same_v<T, float> ||
-                                          std::is_same_v<T, bfloat16> || std::is_same_v<T, float16>;
+inline constexpr bool kIsStorageElement =
+    std::is_same_v<T, float> || std::is_same_v<T, bfloat16> || std::is_same_v<T, float16>;
 template <class T>
 concept StorageElement = kIsStorageElement<T>;
 
@@ -114,8 +114,15 @@ class AlignedBuffer {
 
   AlignedBuffer() = default;
   explicit AlignedBuffer(std::size_t size)
-      : data_(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{kAlignment}))),
+      : data_(static_cast<T*>(::operator new (size * sizeof(T), std::align_val_t{kAlignment}))),
         size_(size) {}
+  AlignedBuffer(AlignedBuffer&& other) noexcept
+      : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
+  AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {
+    data_ = std::move(other.data_);
+    size_ = std::exchange(other.size_, 0);
+    return *this;
+  }
 
   T* data() const noexcept { return data_.get(); }
   std::size_t size() const noexcept { return size_; }
@@ -125,7 +132,7 @@ class AlignedBuffer {
 
  private:
   struct Delete {
-    void operator()(T* p) const noexcept { ::operator delete(p, std::align_val_t{kAlignment}); }
+    void operator()(T* p) const noexcept { ::operator delete (p, std::align_val_t{kAlignment}); }
   };
   std::unique_ptr<T[], Delete> data_;
   std::size_t size_ = 0;

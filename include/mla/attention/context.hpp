@@ -1,0 +1,43 @@
+#ifndef MLA_ATTENTION_CONTEXT_HPP_
+#define MLA_ATTENTION_CONTEXT_HPP_
+
+#include <utility>
+
+#include "mla/core/executor.hpp"
+#include "mla/core/workspace.hpp"
+#include "mla/simd/kernels.hpp"
+
+namespace mla {
+
+/// What a forward pass runs on: threads, instruction set and scratch memory. Keep one for each
+/// thread that calls the library, from step to step: its scratch memory grows in the first calls
+/// and is used again afterwards. Layers may share it; two calls at the same time may not.
+class Context {
+ public:
+  /// Runs on the calling thread, with the best kernels of this machine.
+  Context() : Context(serial_executor()) {}
+
+  /// `executor` must outlive the context. Fewer instructions than the machine has, for comparison:
+  /// `Context(executor, simd::kernels_for(simd::Isa::avx2))`.
+  explicit Context(Executor& executor, const simd::Kernels& kernels = simd::kernels()) noexcept
+      : executor_(&executor), kernels_(&kernels) {}
+  explicit Context(const simd::Kernels& kernels) noexcept : Context(serial_executor(), kernels) {}
+
+  Executor& executor() const noexcept { return *executor_; }
+  const simd::Kernels& kernels() const noexcept { return *kernels_; }
+  Workspace& workspace() noexcept { return workspace_; }
+
+ private:
+  static Executor& serial_executor() noexcept {
+    static SerialExecutor executor;
+    return executor;
+  }
+
+  Executor* executor_;
+  const simd::Kernels* kernels_;
+  Workspace workspace_;
+};
+
+}  // namespace mla
+
+#endif  // MLA_ATTENTION_CONTEXT_HPP_

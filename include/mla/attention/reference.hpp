@@ -1,0 +1,178 @@
+#ifndef MLA_ATTENTION_REFERENCE_HPP_
+#define MLA_ATTENTION_REFERENCE_HPP_
+
+#include <Eigen/Core>
+#include <cmath>
+#include <limits>
+#include <span>
+#include <vector>
+
+#include "mla/attention/rope.hpp"
+#include "mla/attention/weights.hpp"
+#include "mla/core/config.hpp"
+#include "mla/core/tensor.hpp"
+
+// The specification: Multi-head Latent Attention as DeepSeek-V2's section 2.1 writes it, in plain
+// Eigen expressions, for a whole sequence at once. No cache, no tricks; every fast path is tested
+// against it in double.
+
+namespace mla::reference {
+
+template <class Scalar>
+using Matrix = Eigen::Matrix<Scalar, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+template <class Scalar>
+using RowVector = Eigen::Matrix<Scalar, 1, Eigen::Dynamic>;
+
+/// Weights [rows, cols] as a matrix of Scalar; empty for an empty view.
+template <class Scalar>
+Matrix<Scalar> to_matrix(const WeightView& weight) {
+  Matrix<Scalar> matrix(weight.rows, weight.cols);
+  visit(weight, [&](auto view) {
+    for (Index r = 0; r < view.rows; ++r)
+      for (Index c = 0; c < view.cols; ++c)
+        matrix(r, c) = static_cast<Scalar>(static_cast<float>(view(r, c)));
+  });
+  return matrix;
+}
+
+/// What a layer computes for a sequence.
+template <class Scalar>
+struct Result {
+  Matrix<Scalar> output;    ///< [tokens, hidden_size]
+  Matrix<Scalar> latent;    ///< [tokens, kv_lora_rank] after the norm, as cached
+  Matrix<Scalar> rope_key;  ///< [tokens, rope_key_width] after rotation, as cached
+};
+
+/// x / sqrt(mean(x^2) + eps) * weight, row by row.
+template <class Scalar>
+Matrix<Scalar> rms_norm(const Matrix<Scalar>& x, const RowVector<Scalar>& weight, double eps) {
+  Matrix<Scalar> y(x.rows(), x.cols());
+  for (Index t = 0; t < x.rows(); ++t)
+    y.row(t) = (x.row(t) / std::sqrt(x.row(t).squaredNorm() / Scalar(x.cols()) + Scalar(eps)))
+                   .cwiseProduct(weight);
+  return y;
+}
+
+/// Rotates each head's pairs of x [tokens, heads * dim] by the angles of the tokens' positions.
+template <class Scalar>
+void rotate(Eigen::Ref<Matrix<Scalar>> x, std::span<const Index> positions,
+            const RotaryEmbedding& rotary, bool interleaved) {
+  const Index half = static_cast<Index>(rotary.inv_freq().size());
+  for (Index t = 0; t < x.rows(); ++t)
+    for (Index first = 0; first < x.cols(); first += 2 * half)
+      for (Index i = 0; i < half; ++i) {
+        const double angle = static_cast<double>(positions[static_cast<std::size_t>(t)]) *
+                             rotary.inv_freq()[static_cast<std::size_t>(i)];
+        const Scalar cos = Scalar(std::cos(angle) * rotary.cos_sin_scale());
+        const Scalar sin = Scalar(std::sin(angle) * rotary.cos_sin_scale());
+        Scalar& a = x(t, first + (interleaved ? 2 * i : i));
+        Scalar& b = x(t, first + (interleaved ? 2 * i + 1 : i + half));
+        const Scalar rotated = a * cos - b * sin;
+        b = a * sin + b * cos;
+        a = rotated;
+      }
+}
+
+/// x [tokens, n] * weight^T + bias
+template <class Scalar>
+Matrix<Scalar> linear(const Matrix<Scalar>& x, const WeightView& weight,
+                      const WeightView& bias = {}) {
+  Matrix<Scalar> y = x * to_matrix<Scalar>(weight).transpose();
+  if (bias) y.rowwise() += to_matrix<Scalar>(bias).row(0);
+  return y;
+}
+
+/// Softmax attention of one head: queries and keys [tokens, d], values [tokens, v]. Row t sees the
+/// keys up to t that `keep` allows (empty: all); a row that sees none is 0.
+template <class Scalar>
+Matrix<Scalar> causal_attention(const Matrix<Scalar>& q, const Matrix<Scalar>& k,
+                                const Matrix<Scalar>& v, Scalar scale,
+                                std::span<const std::uint8_t> keep) {
+  Matrix<Scalar> out = Matrix<Scalar>::Zero(q.rows(), v.cols());
+  for (Index t = 0; t < q.rows(); ++t) {
+    RowVector<Scalar> scores = scale * q.row(t) * k.topRows(t + 1).transpose();
+    for (Index s = 0; s <= t; ++s)
+      if (!keep.empty() && !keep[static_cast<std::size_t>(s)])
+        scores(s) = -std::numeric_limits<Scalar>::infinity();
+    const Scalar peak = scores.maxCoeff();
+    if (peak == -std::numeric_limits<Scalar>::infinity()) continue;
+    const RowVector<Scalar> p = (scores.array() - peak).exp();
+    out.row(t) = p * v.topRows(t + 1) / p.sum();
+  }
+  return out;
+}
+
+/// One layer over a sequence x [tokens, hidden_size].
+///   positions  [tokens]
+///   mask       [tokens] 1 for a token, 0 for padding; empty: no padding
+template <class Scalar>
+Result<Scalar> forward(const AttentionConfig& config, const AttentionWeights& weights,
+                       const Matrix<Scalar>& x, std::span<const Index> positions,
+                       std::span<const std::uint8_t> mask = {}) {
+  const Index heads = config.num_attention_heads, tokens = x.rows();
+  const Index nope = config.qk_nope_head_dim, rope = config.qk_rope_head_dim;
+  const Index rank = config.kv_lora_rank, v = config.v_head_dim;
+  const RotaryEmbedding rotary(config);
+
+  // Queries: compressed, normalised, expanded; the rotary part of each head rotated.
+  Matrix<Scalar> c_q = x;
+  if (config.q_lora_rank > 0) c_q = linear(x, weights.q_a_proj, weights.q_a_proj_bias);
+  if (weights.q_a_layernorm)
+    c_q = rms_norm<Scalar>(c_q, to_matrix<Scalar>(weights.q_a_layernorm).row(0),
+                           config.q_a_layernorm_eps);
+  Matrix<Scalar> q_nope(tokens, heads * nope), q_rope(tokens, heads * rope);
+  if (weights.split_query()) {
+    q_nope = linear(c_q, weights.q_b_nope_proj);
+    q_rope = linear(c_q, weights.q_b_rope_proj);
+  } else {
+    const Matrix<Scalar> q =
+        linear(c_q, config.q_lora_rank > 0 ? weights.q_b_proj : weights.q_proj);
+    for (Index h = 0; h < heads; ++h) {
+      q_nope.middleCols(h * nope, nope) = q.middleCols(h * (nope + rope), nope);
+      q_rope.middleCols(h * rope, rope) = q.middleCols(h * (nope + rope) + nope, rope);
+    }
+  }
+  rotate<Scalar>(q_rope, positions, rotary, config.rope_interleave);
+
+  // Latents and rotary keys: all that a cache keeps.
+  Matrix<Scalar> latent, rope_key;
+  if (weights.split_kv_a()) {
+    latent = linear(x, weights.kv_a_proj);
+    rope_key = linear(x, weights.k_rope_proj);
+  } else {
+    const Matrix<Scalar> kv =
+        linear(x, weights.kv_a_proj_with_mqa, weights.kv_a_proj_with_mqa_bias);
+    latent = kv.leftCols(rank);
+    rope_key = kv.rightCols(config.rope_key_width());
+  }
+  latent = rms_norm<Scalar>(latent, to_matrix<Scalar>(weights.kv_a_layernorm).row(0),
+                            config.kv_a_layernorm_eps);
+  rotate<Scalar>(rope_key, positions, rotary, config.rope_interleave);
+
+  // Keys and values of each head from the latents, then ordinary attention.
+  Matrix<Scalar> keys(tokens, heads * nope), values(tokens, heads * v);
+  if (weights.split_kv_b()) {
+    keys = linear(latent, weights.k_b_proj);
+    values = linear(latent, weights.v_b_proj);
+  } else {
+    const Matrix<Scalar> kv = linear(latent, weights.kv_b_proj);
+    for (Index h = 0; h < heads; ++h) {
+      keys.middleCols(h * nope, nope) = kv.middleCols(h * (nope + v), nope);
+      values.middleCols(h * v, v) = kv.middleCols(h * (nope + v) + nope, v);
+    }
+  }
+  Matrix<Scalar> heads_out(tokens, heads * v);
+  for (Index h = 0; h < heads; ++h) {
+    const Index rope_first = config.rope_key_per_head ? h * rope : 0;
+    Matrix<Scalar> q(tokens, nope + rope), k(tokens, nope + rope);
+    q << q_nope.middleCols(h * nope, nope), q_rope.middleCols(h * rope, rope);
+    k << keys.middleCols(h * nope, nope), rope_key.middleCols(rope_first, rope);
+    heads_out.middleCols(h * v, v) = causal_attention<Scalar>(q, k, values.middleCols(h * v, v),
+                                                              Scalar(softmax_scale(config)), mask);
+  }
+  return {linear(heads_out, weights.o_proj, weights.o_proj_bias), latent, rope_key};
+}
+
+}  // namespace mla::reference
+
+#endif  // MLA_ATTENTION_REFERENCE_HPP_

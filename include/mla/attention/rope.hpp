@@ -1,0 +1,137 @@
+#ifndef MLA_ATTENTION_ROPE_HPP_
+#define MLA_ATTENTION_ROPE_HPP_
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <span>
+#include <vector>
+
+#include "mla/core/config.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+
+// Rotary position embedding (Su et al. 2021) and its stretched forms. Angles are taken in double:
+// in float32, position * inv_freq is off by position * 6e-8, which is 1 % at position 160,000.
+
+namespace mla {
+
+/// YaRN's attention temperature (Peng et al. 2023, eq. 15): 0.1 * mscale * ln(factor) + 1.
+inline double yarn_mscale(double factor, double mscale) noexcept {
+  return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
+
+/// Factor on cos and sin: mscale(factor, mscale) / mscale(factor, mscale_all_dim); 1 if not YaRN.
+inline double rope_cos_sin_scale(const RopeScaling& scaling) noexcept {
+  if (scaling.type != RopeScalingType::yarn) return 1.0;
+  return yarn_mscale(scaling.factor, scaling.mscale) /
+         yarn_mscale(scaling.factor, scaling.mscale_all_dim);
+}
+
+/// Factor on the softmax scale: mscale(factor, mscale_all_dim) squared; 1 if not YaRN.
+inline double rope_softmax_multiplier(const RopeScaling& scaling) noexcept {
+  if (scaling.type != RopeScalingType::yarn) return 1.0;
+  const double mscale = yarn_mscale(scaling.factor, scaling.mscale_all_dim);
+  return mscale * mscale;
+}
+
+/// 1 / sqrt(qk_nope_head_dim + qk_rope_head_dim), times YaRN's factor.
+inline double softmax_scale(const AttentionConfig& config) noexcept {
+  return rope_softmax_multiplier(config.rope_scaling) /
+         std::sqrt(static_cast<double>(config.qk_head_dim()));
+}
+
+namespace detail {
+
+// The pair that makes `rotations` full turns within the original length.
+inline double yarn_correction_dim(double rotations, Index dim, double theta, Index length) {
+  return static_cast<double>(dim) *
+         std::log(static_cast<double>(length) / (rotations * 2.0 * std::numbers::pi)) /
+         (2.0 * std::log(theta));
+}
+
+// Interpolates between inv_freq (fast pairs) and inv_freq / factor (slow pairs) along a ramp.
+inline void apply_yarn(std::vector<double>& inv_freq, Index dim, double theta,
+                       const RopeScaling& scaling) {
+  const Index length = scaling.original_max_position_embeddings;
+  const double low =
+      std::max(0.0, std::floor(yarn_correction_dim(scaling.beta_fast, dim, theta, length)));
+  double high = std::min(static_cast<double>(dim - 1),
+                         std::ceil(yarn_correction_dim(scaling.beta_slow, dim, theta, length)));
+  if (low == high) high += 0.001;  // as the reference code, against a division by zero
+  for (std::size_t i = 0; i < inv_freq.size(); ++i) {
+    const double ramp = std::clamp((static_cast<double>(i) - low) / (high - low), 0.0, 1.0);
+    inv_freq[i] *= (1.0 - ramp) + ramp / scaling.factor;
+  }
+}
+
+}  // namespace detail
+
+/// Angle a position of each of the dim/2 rotary pairs. `max_position_embeddings` and
+/// `sequence_length` matter to RopeScalingType::dynamic only.
+inline std::vector<double> rope_inv_freq(Index dim, double theta, const RopeScaling& scaling,
+                                         Index max_position_embeddings = 0,
+                                         Index sequence_length = 0) {
+  require(dim > 0 && dim % 2 == 0, "rotary dimension must be even and positive, got ", dim);
+  const double d = static_cast<double>(dim);
+  const double ntk_exponent = dim > 2 ? d / (d - 2.0) : 1.0;
+  if (scaling.type == RopeScalingType::ntk) theta *= std::pow(scaling.factor, ntk_exponent);
+  if (scaling.type == RopeScalingType::dynamic && sequence_length > max_position_embeddings) {
+    require(max_position_embeddings > 0,
+            "rope_scaling.type dynamic needs max_position_embeddings, got ",
+            max_position_embeddings);
+    const double stretch =
+        static_cast<double>(sequence_length) / static_cast<double>(max_position_embeddings);
+    theta *= std::pow(scaling.factor * stretch - (scaling.factor - 1.0), ntk_exponent);
+  }
+
+  std::vector<double> inv_freq(static_cast<std::size_t>(dim / 2));
+  for (std::size_t i = 0; i < inv_freq.size(); ++i)
+    inv_freq[i] = std::pow(theta, -2.0 * static_cast<double>(i) / d);
+  if (scaling.type == RopeScalingType::linear)
+    for (double& f : inv_freq) f /= scaling.factor;
+  if (scaling.type == RopeScalingType::yarn) detail::apply_yarn(inv_freq, dim, theta, scaling);
+  return inv_freq;
+}
+
+/// Makes cos and sin of positions; the kernels' rotate() applies them.
+class RotaryEmbedding {
+ public:
+  RotaryEmbedding() = default;
+
+  /// Throws std::invalid_argument where `scaling` does not fit.
+  RotaryEmbedding(Index dim, double theta, const RopeScaling& scaling,
+                  Index max_position_embeddings = 0, Index sequence_length = 0)
+      : cos_sin_scale_(rope_cos_sin_scale(scaling)) {
+    scaling.validate();
+    inv_freq_ = rope_inv_freq(dim, theta, scaling, max_position_embeddings, sequence_length);
+  }
+
+  explicit RotaryEmbedding(const AttentionConfig& config)
+      : RotaryEmbedding(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling) {}
+
+  /// [dim / 2] radians a position.
+  const std::vector<double>& inv_freq() const noexcept { return inv_freq_; }
+  double cos_sin_scale() const noexcept { return cos_sin_scale_; }
+
+  /// Fills cos and sin [positions.size(), dim / 2], exact to float32 rounding at any position.
+  void tables(std::span<const Index> positions, MatrixView<float> cos,
+              MatrixView<float> sin) const noexcept {
+    for (std::size_t t = 0; t < positions.size(); ++t) {
+      for (std::size_t i = 0; i < inv_freq_.size(); ++i) {
+        const double angle = static_cast<double>(positions[t]) * inv_freq_[i];
+        const auto row = static_cast<Index>(t), pair = static_cast<Index>(i);
+        cos(row, pair) = static_cast<float>(std::cos(angle) * cos_sin_scale_);
+        sin(row, pair) = static_cast<float>(std::sin(angle) * cos_sin_scale_);
+      }
+    }
+  }
+
+ private:
+  std::vector<double> inv_freq_;
+  double cos_sin_scale_ = 1.0;
+};
+
+}  // namespace mla
+
+#endif  // MLA_ATTENTION_ROPE_HPP_
