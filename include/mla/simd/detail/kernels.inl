@@ -26,9 +26,6 @@ template <class T>
 inline constexpr TypedKernels<T> kTypedKernels = {&linear<T>, &linear_transposed<T>, &attend<T>,
                                                   &to_float<T>, &from_float<T>};
 
-inline constexpr Kernels kKernels = {kIsa,
-                                     kTypedKernels<float>,
-                                     kTypedKernels<bfloat16>,
-                                     kTypedKernels<float16>,
-                                     &rms_norm,
-                                     &rotate};
+inline constexpr Kernels kKernels = {
+    kIsa,   kTypedKernels<float>, kTypedKernels<bfloat16>, kTypedKernels<float16>, &rms_norm,
+    &rotate};

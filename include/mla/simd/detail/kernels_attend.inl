@@ -35,9 +35,8 @@ MLA_INLINE void score_tile(const float* query, Index query_stride, const KeyTile
     dot_tile(query, query_stride, tile.key + k * tile.stride, tile.stride, tile.key_width, acc);
     dot_tile(query + tile.key_width, query_stride, tile.tail + k * tile.stride, tile.stride,
              tile.tail_width, acc);
-    MLA_UNROLL for (int r = 0; r < kRows; ++r)
-      MLA_UNROLL for (int c = 0; c < cols.value; ++c)
-        scores[r][k + c] = scale * reduce_add(acc[r][c]);
+    MLA_UNROLL (r, kRows)
+      MLA_UNROLL (c, cols.value) scores[r][k + c] = scale * reduce_add(acc[r][c]);
   });
 }
 
@@ -71,29 +70,28 @@ template <int kRows, class T>
 MLA_INLINE void value_tile(const float (*scores)[kTileKeys], const float* factor,
                            const Index* visible, Index common, const KeyTile<T>& tile, float* out,
                            Index out_stride) {
-  for_column_vectors(tile.value_width, [&](auto cols, Index c, const auto& load_row,
-                                           const auto& save) {
-    F32 acc[kRows][cols.value];
-    MLA_UNROLL for (int r = 0; r < kRows; ++r)
-      MLA_UNROLL for (int j = 0; j < cols.value; ++j)
-        acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
-    const T* value = tile.value + c;
-    multiply_tile(scores[0], kTileKeys, value, tile.stride, common, load_row, acc);
-    MLA_UNROLL for (int r = 0; r < kRows; ++r) {
-      F32 rest[1][cols.value];
-      MLA_UNROLL for (int j = 0; j < cols.value; ++j) rest[0][j] = acc[r][j];
-      multiply_tile(scores[r] + common, kTileKeys, value + common * tile.stride, tile.stride,
-                    visible[r] - common, load_row, rest);
-      MLA_UNROLL for (int j = 0; j < cols.value; ++j)
-        save(out + r * out_stride + c + j * kLanes, rest[0][j]);
-    }
-  });
+  for_column_vectors(
+      tile.value_width, [&](auto cols, Index c, const auto& load_row, const auto& save) {
+        F32 acc[kRows][cols.value];
+        MLA_UNROLL (r, kRows)
+          MLA_UNROLL (j, cols.value)
+            acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
+        const T* value = tile.value + c;
+        multiply_tile(scores[0], kTileKeys, value, tile.stride, common, load_row, acc);
+        MLA_UNROLL (r, kRows) {
+          F32 rest[1][cols.value];
+          MLA_UNROLL (j, cols.value) rest[0][j] = acc[r][j];
+          multiply_tile(scores[r] + common, kTileKeys, value + common * tile.stride, tile.stride,
+                        visible[r] - common, load_row, rest);
+          MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, rest[0][j]);
+        }
+      });
 }
 
 // Rows [first_row, + kRows) over `count` keys of one tile, whose first is key `first_key`.
 template <int kRows, class T>
-void attend_tile(const QueryRows& queries, Index first_row, const KeyTile<T>& tile,
-                 Index first_key, Index count, float scale, const SoftmaxState& state) noexcept {
+void attend_tile(const QueryRows& queries, Index first_row, const KeyTile<T>& tile, Index first_key,
+                 Index count, float scale, const SoftmaxState& state) noexcept {
   Index visible[kRows];
   Index most = 0;
   Index common = count;

@@ -6,10 +6,10 @@ MLA_INLINE void dot_tile(const float* a, Index a_stride, const T* b, Index b_str
                          F32 (&acc)[kRows][kCols]) {
   const auto step = [&](const auto& load_a, const auto& load_b, Index i) {
     F32 x[kRows];
-    MLA_UNROLL for (int r = 0; r < kRows; ++r) x[r] = load_a(a + r * a_stride + i);
-    MLA_UNROLL for (int c = 0; c < kCols; ++c) {
+    MLA_UNROLL (r, kRows) x[r] = load_a(a + r * a_stride + i);
+    MLA_UNROLL (c, kCols) {
       const F32 y = load_b(b + c * b_stride + i);
-      MLA_UNROLL for (int r = 0; r < kRows; ++r) acc[r][c] = fma(x[r], y, acc[r][c]);
+      MLA_UNROLL (r, kRows) acc[r][c] = fma(x[r], y, acc[r][c]);
     }
   };
   const auto whole = [](const auto* p) { return load(p); };
@@ -21,15 +21,13 @@ MLA_INLINE void dot_tile(const float* a, Index a_stride, const T* b, Index b_str
 }
 
 template <class T>
-void linear(MatrixView<const float> x, MatrixView<const T> weight,
-            MatrixView<float> out) noexcept {
+void linear(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out) noexcept {
   for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
     for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
       F32 acc[rows.value][cols.value] = {};
       dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
-      MLA_UNROLL for (int r = 0; r < rows.value; ++r)
-        MLA_UNROLL for (int c = 0; c < cols.value; ++c)
-          out(t + r, o + c) = reduce_add(acc[r][c]);
+      MLA_UNROLL (r, rows.value)
+        MLA_UNROLL (c, cols.value) out(t + r, o + c) = reduce_add(acc[r][c]);
     });
   });
 }
@@ -40,10 +38,10 @@ MLA_INLINE void multiply_tile(const float* a, Index a_stride, const T* b, Index 
                               const Load& load_row, F32 (&acc)[kRows][kCols]) {
   for (Index k = 0; k < n; ++k) {
     F32 y[kCols];
-    MLA_UNROLL for (int j = 0; j < kCols; ++j) y[j] = load_row(b + k * b_stride + j * kLanes);
-    MLA_UNROLL for (int r = 0; r < kRows; ++r) {
+    MLA_UNROLL (j, kCols) y[j] = load_row(b + k * b_stride + j * kLanes);
+    MLA_UNROLL (r, kRows) {
       const F32 x = set1(a[r * a_stride + k]);
-      MLA_UNROLL for (int j = 0; j < kCols; ++j) acc[r][j] = fma(x, y[j], acc[r][j]);
+      MLA_UNROLL (j, kCols) acc[r][j] = fma(x, y[j], acc[r][j]);
     }
   }
 }
@@ -71,9 +69,8 @@ void linear_transposed(MatrixView<const float> x, MatrixView<const T> weight,
     for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
       F32 acc[rows.value][cols.value] = {};
       multiply_tile(x.row(t), x.stride, weight.data + c, weight.stride, weight.rows, load_row, acc);
-      MLA_UNROLL for (int r = 0; r < rows.value; ++r)
-        MLA_UNROLL for (int j = 0; j < cols.value; ++j)
-          save(out.row(t + r) + c + j * kLanes, acc[r][j]);
+      MLA_UNROLL (r, rows.value)
+        MLA_UNROLL (j, cols.value) save(out.row(t + r) + c + j * kLanes, acc[r][j]);
     });
   });
 }

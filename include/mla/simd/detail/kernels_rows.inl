@@ -21,8 +21,7 @@ inline void rms_norm(const float* x, const float* weight, Index n, float eps, fl
   if (i < n) squares = fma(load_first(x + i, n - i), load_first(x + i, n - i), squares);
   const float mean = reduce_add(squares) / static_cast<float>(n);
   const F32 scale = set1(1.0f / __builtin_sqrtf(mean + eps));
-  for (i = 0; i + kLanes <= n; i += kLanes)
-    store(out + i, load(x + i) * scale * load(weight + i));
+  for (i = 0; i + kLanes <= n; i += kLanes) store(out + i, load(x + i) * scale * load(weight + i));
   if (i < n) {
     const F32 last = load_first(x + i, n - i) * scale * load_first(weight + i, n - i);
     store_first(out + i, last, n - i);

@@ -11,8 +11,8 @@
 
 #if defined(__clang__)
 #define MLA_REGION_BEGIN(features) \
-  _Pragma(                         \
-      MLA_SIMD_STRING(clang attribute push(__attribute__((target(features))), apply_to = function)))
+  _Pragma(MLA_SIMD_STRING(         \
+      clang attribute push(__attribute__((target(features))), apply_to = function)))
 #define MLA_REGION_END _Pragma("clang attribute pop")
 #else
 #define MLA_REGION_BEGIN(features) \
@@ -20,8 +20,9 @@
 #define MLA_REGION_END _Pragma("GCC pop_options")
 #endif
 
-// g++ -O2 keeps an array of accumulators in memory unless the loop over it is unrolled by request.
-#define MLA_UNROLL _Pragma("GCC unroll 16")
+// for (int i = 0; i < count; ++i), unrolled: otherwise g++ -O2 keeps an array of accumulators that
+// the loop goes over in memory.
+#define MLA_UNROLL(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); ++i)
 #define MLA_INLINE __attribute__((always_inline)) inline
 
 #endif  // MLA_SIMD_DETAIL_REGION_HPP_
