@@ -1,0 +1,27 @@
+# Headers, the CMake package mla (mla::mla, mla::compiled, mla::io) and mla.pc.
+
+include(CMakePackageConfigHelpers)
+set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/mla)
+
+install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/mla DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
+        FILES_MATCHING PATTERN "*.hpp" PATTERN "*.inl")
+
+# mla::io is not exported but made in mlaConfig.cmake: an exported target whose nlohmann/json is
+# not there would make the whole package unusable.
+install(TARGETS mla mla_compiled EXPORT mlaTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+install(EXPORT mlaTargets NAMESPACE mla:: DESTINATION ${package_dir})
+
+configure_package_config_file(${CMAKE_CURRENT_LIST_DIR}/mlaConfig.cmake.in
+                              ${PROJECT_BINARY_DIR}/mlaConfig.cmake
+                              INSTALL_DESTINATION ${package_dir})
+write_basic_package_version_file(${PROJECT_BINARY_DIR}/mlaConfigVersion.cmake
+                                 COMPATIBILITY SameMinorVersion)
+install(FILES ${PROJECT_BINARY_DIR}/mlaConfig.cmake ${PROJECT_BINARY_DIR}/mlaConfigVersion.cmake
+        DESTINATION ${package_dir})
+
+# Paths in mla.pc are relative to the file, so that an installed tree can be moved.
+cmake_path(RELATIVE_PATH CMAKE_INSTALL_PREFIX
+           BASE_DIRECTORY ${CMAKE_INSTALL_PREFIX}/${CMAKE_INSTALL_LIBDIR}/pkgconfig
+           OUTPUT_VARIABLE prefix_from_pc_file)
+configure_file(${CMAKE_CURRENT_LIST_DIR}/mla.pc.in ${PROJECT_BINARY_DIR}/mla.pc @ONLY)
+install(FILES ${PROJECT_BINARY_DIR}/mla.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -1,0 +1,22 @@
+#include <cstdio>
+#include <mla/mla.hpp>
+#ifdef CONSUMER_USES_IO
+#include <mla/io/safetensors.hpp>
+#endif
+
+mla::Index cache_row_width_in_second_file();
+bool refuses_missing_checkpoint();
+
+// The library in two files of one program: they must link, and agree.
+int main() {
+  const auto config = mla::AttentionConfig::deepseek_v3();
+  config.validate();
+  std::printf("DeepSeek-V3 caches %td elements a token and layer\n", config.cache_row_width());
+#ifdef CONSUMER_USES_IO
+  if (bytes_of(mla::SafetensorsDType::bfloat16) != 2) return 1;
+#endif
+  return config.cache_row_width() == cache_row_width_in_second_file() &&
+                 refuses_missing_checkpoint()
+             ? 0
+             : 1;
+}
