@@ -1,0 +1,212 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <vector>
+
+#include "mla/simd/kernels.hpp"
+#include "support/attend_case.hpp"
+#include "support/isas.hpp"
+
+namespace mla::test {
+namespace {
+
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+class AttendKernel : public EveryIsa {
+ protected:
+  // Every row is the attention over the keys that it sees, or untouched where it sees none.
+  template <StorageElement T>
+  void expect_attention(AttendCase<T>& attend_case, const std::vector<Index>& visible,
+                        const char* what) {
+    const AttendResult result = attend_case.run(kernels(), visible);
+    ASSERT_TRUE(result.out.gaps_are_untouched()) << what;
+    for (std::size_t r = 0; r < visible.size(); ++r) {
+      const auto row = static_cast<Index>(r);
+      if (visible[r] == 0) {
+        ASSERT_TRUE(result.same_row(row, AttendResult(1, result.out.view().cols), 0)) << what;
+        continue;
+      }
+      const auto expected = attend_case.expected(row, visible[r]);
+      const double sum = static_cast<double>(result.sum[r]);
+      for (std::size_t c = 0; c < expected.out.size(); ++c)
+        ASSERT_NEAR(result.out.at(row, static_cast<Index>(c)) / sum, expected.out[c],
+                    expected.bound)
+            << what << ", row " << r << " of " << visible.size() << ", " << visible[r]
+            << " keys, value " << c;
+    }
+  }
+
+  template <StorageElement T>
+  void expect_attention_at_straddling_sizes() {
+    for (const RowLayout& layout : kRowLayouts)
+      for (Index keys : kStraddlingSizes) {
+        // The rows fill register tiles of 2 and 4 in different ways; few where a key is long.
+        const Index rows = layout.width > 100 ? keys % 4 + 1 : keys % 14 + 3;
+        AttendCase<T> attend_case(layout, rows, keys, 1);
+        expect_attention(attend_case, std::vector<Index>(static_cast<std::size_t>(rows), keys),
+                         layout.name);
+      }
+  }
+
+  template <StorageElement T>
+  void expect_each_row_sees_its_own_keys() {
+    const std::vector<Index> visible = {0, 1, 63, 64, 65, 0, 600, 127, 129, 128, 599, 0, 2, 192, 7};
+    for (const RowLayout& layout : kRowLayouts) {
+      if (layout.width > 300) continue;
+      AttendCase<T> attend_case(layout, static_cast<Index>(visible.size()), 600, 2);
+      expect_attention(attend_case, visible, layout.name);
+    }
+  }
+};
+MLA_FOR_EVERY_ISA(AttendKernel);
+
+TEST_P(AttendKernel, IsSoftmaxAttentionAtTileBoundariesForFloat32) {
+  expect_attention_at_straddling_sizes<float>();
+}
+TEST_P(AttendKernel, IsSoftmaxAttentionAtTileBoundariesForBFloat16) {
+  expect_attention_at_straddling_sizes<bfloat16>();
+}
+TEST_P(AttendKernel, IsSoftmaxAttentionAtTileBoundariesForFloat16) {
+  expect_attention_at_straddling_sizes<float16>();
+}
+
+TEST_P(AttendKernel, EachRowSeesItsOwnNumberOfKeysAndARowThatSeesNoneStaysZero) {
+  expect_each_row_sees_its_own_keys<float>();
+  expect_each_row_sees_its_own_keys<bfloat16>();
+  expect_each_row_sees_its_own_keys<float16>();
+}
+
+// float32 has no trouble with e^300 only because the maximum is taken off first.
+TEST_P(AttendKernel, SurvivesLogitsOfPlusAndMinus300) {
+  const RowLayout& layout = kRowLayouts[3];
+  AttendCase<float> attend_case(layout, 5, 200, 3, 170.0);
+  expect_attention(attend_case, {200, 65, 64, 63, 1}, "random");
+
+  // All logits of a row are far below zero, then far above, with the extremes in different tiles.
+  for (float sign : {-1.0f, 1.0f}) {
+    AttendCase<float> steep(layout, 1, 200, 4);
+    for (Index i = 0; i < 37; ++i) steep.queries().view()(0, i) = 300.0f / 37.0f;
+    for (Index k = 0; k < 200; ++k)
+      for (Index i = 0; i < 37; ++i)
+        steep.key_row(k)[i < 31 ? i : layout.tail_offset + i - 31] =
+            sign * (1.0f + 0.001f * static_cast<float>(k)) / steep.scale();
+    expect_attention(steep, {200}, sign < 0.0f ? "falling from -300" : "rising from 300");
+  }
+}
+
+TEST_P(AttendKernel, KeepsTheLogSumExp) {
+  for (double spread : {1.0, 100.0}) {
+    AttendCase<bfloat16> attend_case(kRowLayouts[1], 3, 129, 5, spread);
+    const std::vector<Index> visible = {129, 64, 1};
+    const AttendResult result = attend_case.run(kernels(), visible);
+    for (std::size_t r = 0; r < visible.size(); ++r) {
+      const double expected = attend_case.expected(static_cast<Index>(r), visible[r]).log_sum_exp;
+      const double actual =
+          (static_cast<double>(result.maximum[r]) + std::log2(static_cast<double>(result.sum[r]))) *
+          std::numbers::ln2;
+      // The logits are float32 sums of 288 products, relative to their size.
+      EXPECT_NEAR(actual, expected, 1e-5 * std::max(1.0, spread));
+    }
+  }
+}
+
+TEST_P(AttendKernel, NaNAndInfinityInAnInvisibleKeyDoNotLeak) {
+  const std::vector<Index> visible = {100, 101, 150, 64, 99};
+  for (const RowLayout& layout : {kRowLayouts[3], kRowLayouts[6]}) {
+    AttendCase<float> clean(layout, 5, 150, 6), spoiled(layout, 5, 150, 6);
+    for (Index i = 0; i < layout.width; ++i) {
+      spoiled.key_row(100)[i] = kNaN;
+      spoiled.key_row(101)[i] = kInfinity;
+      spoiled.key_row(102)[i] = -kInfinity;
+    }
+    const AttendResult expected = clean.run(kernels(), visible);
+    const AttendResult actual = spoiled.run(kernels(), visible);
+    for (Index r : {0, 3, 4}) EXPECT_TRUE(actual.same_row(r, expected, r)) << r;
+    for (Index r : {1, 2}) EXPECT_TRUE(std::isnan(actual.out.at(r, 0))) << r;
+  }
+}
+
+// Wherever it is: in the key, the rotary part or the value, in the first tile or in a later one.
+TEST_P(AttendKernel, AVisibleNaNIsNotHidden) {
+  const RowLayout& layout = kRowLayouts[6];
+  for (Index key : {0, 63, 64, 140, 149})
+    for (Index element : {layout.key_offset, layout.key_offset + layout.key_width - 1,
+                          layout.tail_offset, layout.tail_offset + layout.tail_width - 1}) {
+      AttendCase<float> attend_case(layout, 3, 150, 7);
+      attend_case.key_row(key)[element] = kNaN;
+      const AttendResult result = attend_case.run(kernels(), {150, 150, 150});
+      for (Index r = 0; r < 3; ++r)
+        for (Index c = 0; c < layout.value_width; ++c)
+          ASSERT_TRUE(std::isnan(result.out.at(r, c) /
+                                 static_cast<double>(result.sum[static_cast<std::size_t>(r)])))
+              << "key " << key << " element " << element;
+    }
+  AttendCase<bfloat16> attend_case(layout, 1, 65, 8);
+  attend_case.key_row(64)[layout.value_offset + 2] = bfloat16(kNaN);
+  const AttendResult result = attend_case.run(kernels(), {65});
+  EXPECT_TRUE(std::isnan(result.out.at(0, 2)));
+  EXPECT_FALSE(std::isnan(result.out.at(0, 1)));
+}
+
+TEST_P(AttendKernel, AllNaNLogitsOfATileAreNotHiddenByLaterOnes) {
+  AttendCase<float> attend_case(kRowLayouts[6], 1, 200, 9);
+  for (Index k = 0; k < 64; ++k) attend_case.key_row(k)[3] = kNaN;
+  EXPECT_TRUE(std::isnan(attend_case.run(kernels(), {200}).out.at(0, 0)));
+}
+
+TEST_P(AttendKernel, ContinuingOverCallsSplitAtTilesEqualsOneCallToTheLastBit) {
+  const std::vector<Index> visible = {600, 0, 599, 64, 65, 320, 1};
+  for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[6]}) {
+    const AttendCase<bfloat16> attend_case(layout, 7, 600, 10);
+    const AttendResult once = attend_case.run(kernels(), visible);
+    for (Index part : {64, 128, 320, 576}) {
+      AttendResult parts(7, layout.value_width);
+      for (Index first = 0; first < 600; first += part)
+        attend_case.run_part(kernels(), visible, 0, first, std::min<Index>(part, 600 - first),
+                             parts);
+      for (Index r = 0; r < 7; ++r) EXPECT_TRUE(parts.same_row(r, once, r)) << part << " row " << r;
+    }
+  }
+}
+
+TEST_P(AttendKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
+  const std::vector<Index> visible = {129, 0, 65, 128, 1, 64, 100, 129, 3};
+  for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[3], kRowLayouts[6]}) {
+    AttendCase<float> attend_case(layout, 9, 129, 11);
+    attend_case.queries().view()(3, 0) = kNaN;  // must stay in its row
+    const AttendResult together = attend_case.run(kernels(), visible);
+    for (Index first = 0; first < 9; ++first)
+      for (Index count = 1; first + count <= 9; ++count) {
+        const std::vector<Index> part(visible.begin() + first, visible.begin() + first + count);
+        const AttendResult alone = attend_case.run(kernels(), part, first);
+        for (Index r = 0; r < count; ++r)
+          ASSERT_TRUE(alone.same_row(r, together, first + r)) << first << " " << count << " " << r;
+      }
+  }
+}
+
+TEST_P(AttendKernel, ThePageSizeDoesNotChangeASingleBit) {
+  const std::vector<Index> visible = {300, 65, 200};
+  const RowLayout& layout = kRowLayouts[1];
+  const AttendResult small = AttendCase<float>(layout, 3, 300, 12, 2.0, 64).run(kernels(), visible);
+  for (Index page_rows : {128, 192, 300, 500}) {  // one page may be of any size
+    const AttendResult large =
+        AttendCase<float>(layout, 3, 300, 12, 2.0, page_rows).run(kernels(), visible);
+    for (Index r = 0; r < 3; ++r) EXPECT_TRUE(large.same_row(r, small, r)) << page_rows;
+  }
+}
+
+TEST_P(AttendKernel, NoRowsAndNoKeysChangeNothing) {
+  const AttendCase<float> attend_case(kRowLayouts[6], 2, 64, 13);
+  AttendResult result(2, kRowLayouts[6].value_width);
+  attend_case.run_part(kernels(), {}, 0, 0, 64, result);
+  attend_case.run_part(kernels(), {64, 64}, 0, 0, 0, result);
+  for (Index r = 0; r < 2; ++r)
+    EXPECT_TRUE(result.same_row(r, AttendResult(2, kRowLayouts[6].value_width), 0));
+}
+
+}  // namespace
+}  // namespace mla::test

@@ -1,0 +1,95 @@
+#include "mla/simd/isa.hpp"
+
+#include <gtest/gtest.h>
+#include <stdlib.h>
+
+#include <cstdlib>
+#include <optional>
+#include <string>
+
+#include "mla/simd/kernels.hpp"
+#include "support/isas.hpp"
+
+namespace mla::test {
+namespace {
+
+using simd::Isa;
+
+// Sets MLA_ISA, or takes it away, until the end of the scope.
+class IsaVariable {
+ public:
+  explicit IsaVariable(const char* value) {
+    if (const char* old = std::getenv("MLA_ISA")) old_ = old;
+    set(value);
+  }
+  ~IsaVariable() { set(old_ ? old_->c_str() : nullptr); }
+  IsaVariable(const IsaVariable&) = delete;
+  IsaVariable& operator=(const IsaVariable&) = delete;
+
+ private:
+  static void set(const char* value) {
+    if (value)
+      ::setenv("MLA_ISA", value, 1);
+    else
+      ::unsetenv("MLA_ISA");
+  }
+  std::optional<std::string> old_;
+};
+
+TEST(Isa, NamesAndIsasAreOneToOne) {
+  for (Isa isa : simd::kAllIsas) EXPECT_EQ(simd::isa_from_name(simd::name_of(isa)), isa);
+  EXPECT_EQ(simd::isa_from_name("sse9"), std::nullopt);
+  EXPECT_EQ(simd::isa_from_name(""), std::nullopt);
+  EXPECT_EQ(simd::isa_from_name("AVX2"), std::nullopt);
+}
+
+TEST(Isa, ScalarRunsEverywhere) {
+  EXPECT_TRUE(simd::is_supported(Isa::scalar));
+  EXPECT_EQ(simd::best_isa(Isa::scalar), Isa::scalar);
+}
+
+TEST(Isa, TheBestIsSupportedAndNotAboveTheLimit) {
+  for (Isa limit : simd::kAllIsas) {
+    const Isa best = simd::best_isa(limit);
+    EXPECT_TRUE(simd::is_supported(best));
+    EXPECT_LE(best, limit);
+    for (Isa isa : supported_isas()) EXPECT_TRUE(isa > limit || isa <= best);
+  }
+  EXPECT_EQ(simd::best_isa(), supported_isas().back());
+}
+
+TEST(Isa, TheEnvironmentVariableLowersTheDefault) {
+  for (Isa isa : simd::kAllIsas) {
+    const IsaVariable variable(std::string(simd::name_of(isa)).c_str());
+    EXPECT_EQ(simd::default_isa(), simd::best_isa(isa));
+  }
+}
+
+TEST(Isa, AnUnknownOrMissingVariableChangesNothing) {
+  for (const char* value : {"sse9", "", static_cast<const char*>(nullptr)}) {
+    const IsaVariable variable(value);
+    EXPECT_EQ(simd::default_isa(), simd::best_isa());
+  }
+}
+
+TEST(Kernels, TheTableOfAnIsaIsItsOwnOrTheBestBelow) {
+  for (Isa isa : simd::kAllIsas) EXPECT_EQ(simd::kernels_for(isa).isa, simd::best_isa(isa));
+}
+
+TEST(Kernels, OfSelectsByElementType) {
+  const simd::Kernels& kernels = simd::kernels_for(Isa::scalar);
+  EXPECT_EQ(&kernels.of<float>(), &kernels.f32);
+  EXPECT_EQ(&kernels.of<bfloat16>(), &kernels.bf16);
+  EXPECT_EQ(&kernels.of<float16>(), &kernels.f16);
+}
+
+// kernels() chooses once in a process: ask in a fresh one.
+TEST(KernelsDeathTest, TheProcessFollowsTheEnvironmentVariable) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const IsaVariable variable("scalar");
+  EXPECT_EXIT(std::exit(simd::kernels().isa == Isa::scalar ? 0 : 1), ::testing::ExitedWithCode(0),
+              "");
+}
+
+}  // namespace
+}  // namespace mla::test

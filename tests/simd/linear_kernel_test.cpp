@@ -1,0 +1,145 @@
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "mla/simd/kernels.hpp"
+#include "support/isas.hpp"
+#include "support/kernel_oracle.hpp"
+#include "support/random.hpp"
+
+namespace mla::test {
+namespace {
+
+class LinearKernel : public EveryIsa {
+ protected:
+  template <StorageElement T>
+  void expect_product(Index tokens, Index in, Index out_features) {
+    Random random(static_cast<std::uint64_t>(tokens * 7919 + in * 31 + out_features));
+    const GuardedMatrix<float> x(tokens, in, random);
+    const GuardedMatrix<T> weight(out_features, in, random);
+    GuardedMatrix<float> out(tokens, out_features);
+    kernels().of<T>().linear(x.view(), weight.view(), out.view());
+    for (Index t = 0; t < tokens; ++t)
+      for (Index o = 0; o < out_features; ++o) {
+        const Expected expected = expected_dot(
+            in, [&](Index i) { return x.at(t, i); }, [&](Index i) { return weight.at(o, i); });
+        ASSERT_NEAR(out.at(t, o), expected.value, expected.bound)
+            << name_of(kDTypeOf<T>) << " tokens " << tokens << " in " << in << " token " << t
+            << " feature " << o << " of " << out_features;
+      }
+    ASSERT_TRUE(out.gaps_are_untouched());
+  }
+
+  template <StorageElement T>
+  void expect_transposed_product(Index tokens, Index in, Index out_features) {
+    Random random(static_cast<std::uint64_t>(tokens * 7919 + in * 31 + out_features));
+    const GuardedMatrix<float> x(tokens, in, random);
+    const GuardedMatrix<T> weight(in, out_features, random);
+    GuardedMatrix<float> out(tokens, out_features);
+    kernels().of<T>().linear_transposed(x.view(), weight.view(), out.view());
+    for (Index t = 0; t < tokens; ++t)
+      for (Index c = 0; c < out_features; ++c) {
+        const Expected expected = expected_sequential_dot(
+            in, [&](Index r) { return x.at(t, r); }, [&](Index r) { return weight.at(r, c); });
+        ASSERT_NEAR(out.at(t, c), expected.value, expected.bound)
+            << name_of(kDTypeOf<T>) << " tokens " << tokens << " in " << in << " token " << t
+            << " column " << c << " of " << out_features;
+      }
+    ASSERT_TRUE(out.gaps_are_untouched());
+  }
+
+  // Computes all tokens together and every contiguous part of them alone.
+  template <class Kernel>
+  void expect_rows_independent(const Kernel& kernel, Index in, Index out_features) {
+    constexpr Index kTokens = 9;
+    Random random(3);
+    GuardedMatrix<float> x(kTokens, in, random);
+    x.view()(4, 0) = std::numeric_limits<float>::quiet_NaN();  // must stay in its row
+    GuardedMatrix<float> together(kTokens, out_features);
+    kernel(x.view(), together.view());
+    for (Index first = 0; first < kTokens; ++first)
+      for (Index count = 1; first + count <= kTokens; ++count) {
+        GuardedMatrix<float> alone(count, out_features);
+        kernel(MatrixView<const float>(x.view()).row_range(first, count), alone.view());
+        for (Index t = 0; t < count; ++t)
+          ASSERT_EQ(std::memcmp(alone.view().row(t), together.view().row(first + t),
+                                static_cast<std::size_t>(out_features) * sizeof(float)),
+                    0)
+              << "rows " << first << " to " << first + count << " in " << in;
+      }
+  }
+
+  template <StorageElement T>
+  void expect_rows_independent_of_each_other(Index in, Index out_features) {
+    Random random(4);
+    const GuardedMatrix<T> weight(out_features, in, random), transposed(in, out_features, random);
+    expect_rows_independent(
+        [&](MatrixView<const float> x, MatrixView<float> out) {
+          kernels().of<T>().linear(x, weight.view(), out);
+        },
+        in, out_features);
+    expect_rows_independent(
+        [&](MatrixView<const float> x, MatrixView<float> out) {
+          kernels().of<T>().linear_transposed(x, transposed.view(), out);
+        },
+        in, out_features);
+  }
+};
+MLA_FOR_EVERY_ISA(LinearKernel);
+
+TEST_P(LinearKernel, MultipliesAtAllStraddlingSizes) {
+  for (Index in : kStraddlingSizes)
+    for (Index tokens : {1, 2, 3, 4, 5, 7, 16, 17})
+      for (Index out_features : {1, 3, 4, 5, 17}) {
+        expect_product<float>(tokens, in, out_features);
+        expect_product<bfloat16>(tokens, in, out_features);
+        expect_product<float16>(tokens, in, out_features);
+      }
+}
+
+TEST_P(LinearKernel, MultipliesTransposedAtAllStraddlingSizes) {
+  for (Index out_features : kStraddlingSizes)
+    for (Index tokens : {1, 2, 3, 4, 5, 7, 17})
+      for (Index in : {1, 3, 4, 5, 17}) {
+        expect_transposed_product<float>(tokens, in, out_features);
+        expect_transposed_product<bfloat16>(tokens, in, out_features);
+        expect_transposed_product<float16>(tokens, in, out_features);
+      }
+}
+
+TEST_P(LinearKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
+  for (Index in : {5, 64, 129})
+    for (Index out_features : {3, 16, 70}) {
+      expect_rows_independent_of_each_other<float>(in, out_features);
+      expect_rows_independent_of_each_other<bfloat16>(in, out_features);
+      expect_rows_independent_of_each_other<float16>(in, out_features);
+    }
+}
+
+TEST_P(LinearKernel, NoTokensAndNoFeaturesWriteNothing) {
+  Random random(5);
+  const GuardedMatrix<float> x(2, 8, random), weight(3, 8, random);
+  GuardedMatrix<float> out(2, 3);
+  kernels().f32.linear(x.view().row_range(0, 0), weight.view(), out.view().row_range(0, 0));
+  kernels().f32.linear(x.view(), weight.view().row_range(0, 0), out.view().col_range(0, 0));
+  kernels().f32.linear_transposed(x.view().row_range(0, 0), weight.view(),
+                                  out.view().row_range(0, 0));
+  EXPECT_TRUE(std::isnan(out.at(0, 0)));
+}
+
+// Subnormal weights of a quantised checkpoint must not be flushed to zero.
+TEST_P(LinearKernel, SubnormalWeightsCount) {
+  const float x[] = {0x1p30f, 0x1p30f};
+  const bfloat16 bf16[] = {bfloat16::from_bits(1), bfloat16::from_bits(3)};
+  const float16 f16[] = {float16::from_bits(1), float16::from_bits(3)};
+  float out = 0.0f;
+  kernels().bf16.linear({x, 1, 2}, {bf16, 1, 2}, {&out, 1, 1});
+  EXPECT_EQ(out, 4.0f * 0x1p-133f * 0x1p30f);
+  kernels().f16.linear({x, 1, 2}, {f16, 1, 2}, {&out, 1, 1});
+  EXPECT_EQ(out, 4.0f * 0x1p-24f * 0x1p30f);
+}
+
+}  // namespace
+}  // namespace mla::test
