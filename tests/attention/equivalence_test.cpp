@@ -1,0 +1,208 @@
+// What must not change a single bit of a token's result: chunks, batches, threads, history.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "support/executors.hpp"
+#include "support/isas.hpp"
+#include "support/test_configs.hpp"
+#include "support/test_layer.hpp"
+
+namespace mla::test {
+namespace {
+
+struct Case {
+  simd::Isa isa;
+  Mode mode;
+};
+
+std::vector<Case> cases() {
+  std::vector<Case> all;
+  for (simd::Isa isa : supported_isas())
+    for (Mode mode : {Mode::absorbed, Mode::decompressed}) all.push_back({isa, mode});
+  return all;
+}
+
+class Equivalence : public ::testing::TestWithParam<Case> {
+ protected:
+  const simd::Kernels& kernels() const { return simd::kernels_for(GetParam().isa); }
+  ForwardOptions options() const { return {.mode = GetParam().mode}; }
+
+  // Runs x in parts that begin at the given tokens, on one cache, and expects one call's bits.
+  template <StorageElement T>
+  void expect_parts_equal_one_call(const TestLayer& layer, const RowMajorMatrix& x,
+                                   const std::vector<Index>& begins, const std::string& what) {
+    Context context(kernels());
+    LatentKVCache<T> once(layer.config()), in_parts(layer.config());
+    const RowMajorMatrix expected = run(layer, x, once, context, options());
+    RowMajorMatrix actual(x.rows(), x.cols());
+    for (std::size_t i = 0; i < begins.size(); ++i) {
+      const Index end = i + 1 < begins.size() ? begins[i + 1] : x.rows();
+      const Index count = end - begins[i];
+      actual.middleRows(begins[i], count) =
+          run(layer, x.middleRows(begins[i], count), in_parts, context, options());
+    }
+    ASSERT_TRUE(same_bits(actual, expected)) << what;
+    ASSERT_EQ(CacheContents(in_parts), CacheContents(once)) << what;
+  }
+
+  template <StorageElement T>
+  void expect_any_chunks_equal_one_call(const AttentionConfig& config, Index tokens) {
+    TestLayer layer(config);
+    const RowMajorMatrix x = layer.input(tokens);
+    expect_parts_equal_one_call<T>(layer, x, consecutive(0, tokens), "token by token");
+    for (Index split : {1, 63, 64, 65, 127, 129, 256, 257, 599})
+      if (split < tokens)
+        expect_parts_equal_one_call<T>(layer, x, {0, split}, "at " + std::to_string(split));
+    std::vector<Index> begins = {0};
+    while (begins.back() + 40 < tokens)
+      begins.push_back(begins.back() + layer.random.integer(0, 40));  // some are empty
+    expect_parts_equal_one_call<T>(layer, x, begins, "at random");
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Isa, Equivalence, ::testing::ValuesIn(cases()), [](const auto& info) {
+  return std::string(simd::name_of(info.param.isa)) +
+         (info.param.mode == Mode::absorbed ? "_absorbed" : "_decompressed");
+});
+
+TEST_P(Equivalence, AnyChunksOfAPromptEqualOneCall) {
+  expect_any_chunks_equal_one_call<float>(small_config(), 600);
+}
+
+TEST_P(Equivalence, AnyChunksEqualOneCallWithOddDimsAndOneHead) {
+  expect_any_chunks_equal_one_call<float>(make_config(33, 1, 17, 31, 5, 6, 7), 200);
+}
+
+TEST_P(Equivalence, AnyChunksEqualOneCallWithRotaryKeysOfEachHead) {
+  expect_any_chunks_equal_one_call<float>(AttentionConfig::lesson(48, 4, 24, 20, 8), 140);
+}
+
+TEST_P(Equivalence, AnyChunksEqualOneCallWithTwentyHeads) {
+  expect_any_chunks_equal_one_call<float>(make_config(24, 20, 12, 24, 6, 4, 6), 140);
+}
+
+TEST_P(Equivalence, AnyChunksEqualOneCallOnCachesOf16Bits) {
+  expect_any_chunks_equal_one_call<bfloat16>(small_config(), 140);
+  expect_any_chunks_equal_one_call<float16>(small_config(), 140);
+}
+
+// Sequences of different ages and lengths, one without new tokens.
+TEST_P(Equivalence, ARaggedBatchEqualsItsSequencesAlone) {
+  TestLayer layer(small_config());
+  const Index past[] = {0, 63, 64, 130, 5, 300};
+  const Index tokens[] = {70, 1, 0, 65, 1, 2};
+  Context context(kernels());
+  std::vector<std::unique_ptr<LatentKVCache<float>>> batched;
+  std::vector<LatentKVCache<float>> alone;
+  std::vector<Sequence<float>> batch;
+  Index total = 0;
+  for (std::size_t s = 0; s < std::size(past); ++s) {
+    const RowMajorMatrix history = layer.input(past[s]);
+    batched.push_back(std::make_unique<LatentKVCache<float>>(layer.config()));
+    alone.emplace_back(layer.config());
+    run(layer, history, *batched.back(), context, options());
+    run(layer, history, alone.back(), context, options());
+    batch.push_back({batched.back().get(), tokens[s]});
+    total += tokens[s];
+  }
+  const RowMajorMatrix x = layer.input(total);
+  RowMajorMatrix out(total, x.cols());
+  layer.layer.forward(x, batch, out, context, options());
+  Index first = 0;
+  for (std::size_t s = 0; s < std::size(past); ++s) {
+    const RowMajorMatrix expected =
+        run(layer, x.middleRows(first, tokens[s]), alone[s], context, options());
+    EXPECT_TRUE(same_bits(out.middleRows(first, tokens[s]), expected)) << "sequence " << s;
+    EXPECT_EQ(CacheContents(*batched[s]), CacheContents(alone[s])) << "sequence " << s;
+    first += tokens[s];
+  }
+}
+
+TEST_P(Equivalence, AnyThreadsAndAnyOrderOfTasksEqualOneThread) {
+  for (const AttentionConfig& config : {small_config(), make_config(150, 20, 70, 36, 12, 10, 14)}) {
+    TestLayer layer(config);
+    const RowMajorMatrix x = layer.input(130);
+    Context serial(kernels());
+    const RowMajorMatrix expected = run_fresh<float>(layer, x, serial, options());
+    for (Index threads : {1, 2, 3, 7}) {
+      ThreadExecutor executor(threads);
+      Context context(executor, kernels());
+      EXPECT_TRUE(same_bits(run_fresh<float>(layer, x, context, options()), expected)) << threads;
+    }
+    BackwardExecutor backward;
+    Context context(backward, kernels());
+    EXPECT_TRUE(same_bits(run_fresh<float>(layer, x, context, options()), expected));
+  }
+}
+
+// A rejected draft of speculative decoding leaves no trace in later results.
+TEST_P(Equivalence, TruncatingADraftEqualsNeverHavingComputedIt) {
+  TestLayer layer(small_config());
+  const RowMajorMatrix prompt = layer.input(63), draft = layer.input(70), x = layer.input(5);
+  Context context(kernels());
+  LatentKVCache<bfloat16> drafted(layer.config()), straight(layer.config());
+  run(layer, prompt, drafted, context, options());
+  run(layer, prompt, straight, context, options());
+  run(layer, draft, drafted, context, options());
+  drafted.truncate(63);
+  EXPECT_TRUE(same_bits(run(layer, x, drafted, context, options()),
+                        run(layer, x, straight, context, options())));
+}
+
+// Whatever a context computed before, of whichever layer, and whatever scratch memory holds.
+TEST_P(Equivalence, AUsedContextEqualsAFreshOne) {
+  TestLayer layer(small_config()), other(make_config(64, 5, 0, 90, 30, 12, 9), {}, 7);
+  const RowMajorMatrix x = layer.input(65);
+  Context fresh(kernels()), used(kernels());
+  RowMajorMatrix spoiled = other.input(200);
+  spoiled.setConstant(std::numeric_limits<float>::quiet_NaN());
+  run_fresh<float16>(other, spoiled, used, options());
+  EXPECT_TRUE(same_bits(run_fresh<float>(layer, x, used, options()),
+                        run_fresh<float>(layer, x, fresh, options())));
+}
+
+TEST(AutomaticMode, ABatchOfPrefillAndDecodeEqualsItsSequencesAlone) {
+  TestLayer layer(small_config());
+  ASSERT_EQ(choose_mode(layer.config(), 0, 100), Mode::decompressed);
+  ASSERT_EQ(choose_mode(layer.config(), 200, 1), Mode::absorbed);
+  const Index past[] = {200, 0, 300, 100, 0}, tokens[] = {1, 100, 1, 0, 65};
+  for (simd::Isa isa : supported_isas()) {
+    Context context(simd::kernels_for(isa));
+    std::vector<LatentKVCache<float>> batched, alone;
+    for (Index p : past) {
+      const RowMajorMatrix history = layer.input(p);
+      run(layer, history, batched.emplace_back(layer.config()), context);
+      run(layer, history, alone.emplace_back(layer.config()), context);
+    }
+    std::vector<Sequence<float>> batch;
+    for (std::size_t s = 0; s < std::size(past); ++s) batch.push_back({&batched[s], tokens[s]});
+    const RowMajorMatrix x = layer.input(167);
+    RowMajorMatrix out(167, x.cols());
+    layer.layer.forward(x, batch, out, context);
+    Index first = 0;
+    for (std::size_t s = 0; s < std::size(past); ++s) {
+      const Mode mode = choose_mode(layer.config(), past[s], tokens[s]);
+      const RowMajorMatrix expected =
+          run(layer, x.middleRows(first, tokens[s]), alone[s], context, {.mode = mode});
+      EXPECT_TRUE(same_bits(out.middleRows(first, tokens[s]), expected))
+          << simd::name_of(isa) << " sequence " << s;
+      first += tokens[s];
+    }
+  }
+}
+
+TEST(AutomaticMode, DecodesAbsorbedAndPrefillsLongPromptsDecompressed) {
+  for (const auto& config : {AttentionConfig::deepseek_v3(), AttentionConfig::deepseek_v2_lite(),
+                             AttentionConfig::kimi_k2()}) {
+    for (Index past : {100, 4000, 100'000})
+      EXPECT_EQ(choose_mode(config, past, 1), Mode::absorbed) << past;
+    EXPECT_EQ(choose_mode(config, 0, 4096), Mode::decompressed);
+  }
+}
+
+}  // namespace
+}  // namespace mla::test

@@ -1,0 +1,129 @@
+// Linear and RmsNorm, the parts of which the layer is made.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <vector>
+
+#include "mla/attention/linear.hpp"
+#include "mla/attention/rms_norm.hpp"
+#include "support/compare.hpp"
+#include "support/executors.hpp"
+#include "support/isas.hpp"
+#include "support/kernel_oracle.hpp"
+#include "support/random.hpp"
+
+namespace mla::test {
+namespace {
+
+template <StorageElement T>
+void expect_linear(Index tokens, Index in, Index out_features, Context& context) {
+  Random random(static_cast<std::uint64_t>(in + out_features));
+  const GuardedMatrix<float> x(tokens, in, random);
+  const std::vector<T> weight = random_elements<T>(out_features * in, random);
+  const std::vector<T> bias = random_elements<T>(out_features, random);
+  GuardedMatrix<float> out(tokens, out_features);
+  const Linear linear({weight.data(), out_features, in}, {bias.data(), 1, out_features});
+  EXPECT_EQ(linear.in_features(), in);
+  EXPECT_EQ(linear.out_features(), out_features);
+  linear.forward(x.view(), out.view(), context);
+  for (Index t = 0; t < tokens; ++t)
+    for (Index o = 0; o < out_features; ++o) {
+      const Expected dot = expected_dot(
+          in, [&](Index i) { return x.at(t, i); },
+          [&](Index i) {
+            return static_cast<double>(
+                static_cast<float>(weight[static_cast<std::size_t>(o * in + i)]));
+          });
+      const double shift =
+          static_cast<double>(static_cast<float>(bias[static_cast<std::size_t>(o)]));
+      // One more rounding for the bias.
+      const double bound = dot.bound + 0x1p-24 * (std::abs(dot.value) + std::abs(shift));
+      ASSERT_NEAR(out.at(t, o), dot.value + shift, bound) << in << " " << out_features;
+    }
+  ASSERT_TRUE(out.gaps_are_untouched());
+}
+
+class LinearLayer : public EveryIsa {};
+MLA_FOR_EVERY_ISA(LinearLayer);
+
+TEST_P(LinearLayer, AddsTheBiasToTheProductInEveryType) {
+  ThreadExecutor threads(3);
+  Context context(threads, kernels());
+  for (Index out_features : {1, 63, 64, 65, 129, 200}) {  // tasks are of 64 features
+    expect_linear<float>(3, 17, out_features, context);
+    expect_linear<bfloat16>(3, 17, out_features, context);
+    expect_linear<float16>(3, 17, out_features, context);
+  }
+}
+
+TEST(Linear, SeesWeightMemoryThatChangesAfterwards) {
+  std::vector<bfloat16> weight = {bfloat16(1.0f), bfloat16(2.0f)};
+  const Linear linear(WeightView(weight.data(), 1, 2));
+  const float x[] = {10.0f, 1.0f};
+  float out = 0.0f;
+  Context context;
+  linear.forward({x, 1, 2}, {&out, 1, 1}, context);
+  EXPECT_EQ(out, 12.0f);
+  weight[1] = bfloat16(3.0f);
+  linear.forward({x, 1, 2}, {&out, 1, 1}, context);
+  EXPECT_EQ(out, 13.0f);
+}
+
+TEST(Linear, RefusesABiasOfAnotherSize) {
+  const std::vector<float> memory(12);
+  EXPECT_TRUE(refuses(
+      [&] {
+        Linear({memory.data(), 3, 4}, {memory.data(), 1, 4});
+      },
+      {"bias", "[1, 3]", "[1, 4]"}));
+}
+
+TEST(Linear, IsEmptyByDefault) {
+  EXPECT_FALSE(Linear());
+  EXPECT_FALSE(Linear(WeightView()));
+}
+
+template <StorageElement T>
+void expect_rms_norm(Context& context) {
+  Random random(5);
+  const std::vector<T> weight = random_elements<T>(37, random, 0.3, 1.0);
+  const RmsNorm norm({weight.data(), 1, 37}, 1e-5);
+  EXPECT_TRUE(norm);
+  GuardedMatrix<float> x(4, 37, random);
+  const GuardedMatrix<float> before = x;
+  norm.forward(x.view(), context);
+  for (Index t = 0; t < 4; ++t) {
+    double squares = 0.0;
+    for (Index i = 0; i < 37; ++i) squares += before.at(t, i) * before.at(t, i);
+    for (Index i = 0; i < 37; ++i) {
+      const double expected =
+          before.at(t, i) / std::sqrt(squares / 37.0 + static_cast<double>(1e-5f)) *
+          static_cast<double>(static_cast<float>(weight[static_cast<std::size_t>(i)]));
+      // 37 squares in at least 4 lanes, then half a dozen operations.
+      ASSERT_NEAR(x.at(t, i), expected, 16.0 * 0x1p-24 * std::abs(expected));
+    }
+  }
+  ASSERT_TRUE(x.gaps_are_untouched());
+}
+
+class RmsNormLayer : public EveryIsa {};
+MLA_FOR_EVERY_ISA(RmsNormLayer);
+
+TEST_P(RmsNormLayer, NormalisesStridedRowsInPlaceWithWeightsOfEveryType) {
+  Context context(kernels());
+  expect_rms_norm<float>(context);
+  expect_rms_norm<bfloat16>(context);
+  expect_rms_norm<float16>(context);
+}
+
+TEST(RmsNorm, EpsIsAddedToTheMeanSquare) {
+  const float weight[] = {1.0f, 1.0f};
+  float x[] = {1e-3f, 1e-3f};  // mean square 1e-6
+  Context context;
+  RmsNorm({weight, 1, 2}, 1e-6).forward({x, 1, 2}, context);
+  // 1 / sqrt(2), to the rounding of three operations. eps 1e-5 would give 0.30.
+  EXPECT_NEAR(x[0], 0.70710678f, 2e-7f);
+}
+
+}  // namespace
+}  // namespace mla::test
