@@ -1,0 +1,270 @@
+#ifndef MLA_IO_HUGGINGFACE_CONFIG_HPP_
+#define MLA_IO_HUGGINGFACE_CONFIG_HPP_
+
+#include <algorithm>
+#include <filesystem>
+#include <initializer_list>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "mla/core/config.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+#include "mla/io/fp8.hpp"
+#include "mla/io/json.hpp"
+
+// config.json of a published model. What is not understood is refused: a key that is in none of the
+// lists below might change what the attention computes (index_topk, sliding_window,
+// mla_scale_q_lora, llama_4_scaling_beta, ...), and a model that ignores it answers wrongly without
+// a word. Only null and false, which switch a feature off, are accepted for any key.
+
+namespace mla {
+
+/// What attention needs of a config.json.
+struct HuggingFaceConfig {
+  std::string model_type;
+  Index num_hidden_layers = 0;
+  Index max_position_embeddings = 0;
+  bool attention_bias = false;  ///< q_a_proj, kv_a_proj_with_mqa and o_proj have a bias
+  BlockSize weight_block_size = kDefaultWeightBlockSize;  ///< of quantization_config
+  AttentionConfig attention;
+};
+
+namespace detail {
+
+inline constexpr std::string_view kModelTypes[] = {"deepseek_v2", "deepseek_v3", "kimi_k2"};
+
+/// Keys that are read here.
+inline constexpr std::string_view kAttentionKeys[] = {
+    "model_type",         "hidden_size",       "num_attention_heads",
+    "q_lora_rank",        "kv_lora_rank",      "qk_nope_head_dim",
+    "qk_rope_head_dim",   "v_head_dim",        "qk_head_dim",
+    "head_dim",           "rope_theta",        "rope_scaling",
+    "rope_parameters",    "rope_interleave",   "partial_rotary_factor",
+    "attention_bias",     "num_hidden_layers", "max_position_embeddings",
+    "quantization_config"};
+
+/// Keys that change nothing about attention. num_key_value_heads means nothing in MLA, and
+/// rms_norm_eps is not the eps of its two norms.
+inline constexpr std::string_view kOtherKeys[] = {
+    // files and training
+    "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
+    "_attn_implementation", "_attn_implementation_autoset", "unsloth_fixed", "unsloth_version",
+    "use_cache", "is_decoder", "return_dict", "id2label", "label2id", "initializer_range",
+    "attention_dropout", "pretraining_tp",
+    // the model around it
+    "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
+    "num_key_value_heads", "rms_norm_eps", "hidden_act", "intermediate_size", "mlp_bias",
+    "mlp_layer_types", "num_nextn_predict_layers",
+    // mixture of experts
+    "moe_intermediate_size", "moe_layer_freq", "first_k_dense_replace", "n_routed_experts",
+    "num_local_experts", "num_experts", "n_shared_experts", "num_experts_per_tok", "n_group",
+    "topk_group", "topk_method", "norm_topk_prob", "scoring_func", "routed_scaling_factor",
+    "ep_size", "seq_aux", "aux_loss_alpha", "router_aux_loss_coef", "output_router_logits"};
+
+/// The keys of one JSON object, read strictly. A key that is null counts as absent. Errors are
+/// std::runtime_error with the file, the key and its value.
+class ConfigReader {
+ public:
+  /// `where` begins every message: "config.json: " or "config.json: rope_scaling.".
+  ConfigReader(const nlohmann::json& object, std::string where)
+      : object_(object), where_(std::move(where)) {
+    if (!object.is_object())
+      throw_runtime(where_.substr(0, where_.find_last_not_of(". :") + 1),
+                    " must be an object, got ", json_text(object));
+  }
+
+  const nlohmann::json* find(const char* key) const {
+    const auto found = object_.find(key);
+    return found == object_.end() || found->is_null() ? nullptr : &*found;
+  }
+  bool contains(const char* key) const { return object_.contains(key); }
+
+  Index size(const char* key) const { return json_size(at(key), where_ + key); }
+  double number(const char* key) const { return json_number(at(key), where_ + key); }
+  double number(const char* key, double fallback) const {
+    return find(key) ? number(key) : fallback;
+  }
+  bool boolean(const char* key, bool fallback) const {
+    return find(key) ? json_bool(*find(key), where_ + key) : fallback;
+  }
+  const std::string& string(const char* key) const { return json_string(at(key), where_ + key); }
+  ConfigReader object(const char* key) const { return {at(key), where_ + key + "."}; }
+
+  /// Throws unless `key` is absent or has the only value that is supported.
+  void expect(const char* key, double value) const {
+    if (number(key, value) != value)
+      throw_runtime(where_, key, " must be ", value, ", got ", json_text(at(key)));
+  }
+
+  template <class... Parts>
+  [[noreturn]] void fail(const Parts&... parts) const {
+    throw_runtime(where_, parts...);
+  }
+
+  using Keys = std::span<const std::string_view>;
+  /// Throws for the first key that is in none of the lists, unless its value switches it off.
+  void refuse_keys_besides(std::initializer_list<Keys> lists, bool permit_false,
+                           std::string_view reason) const {
+    for (const auto& [key, value] : object_.items()) {
+      if (value.is_null() || (permit_false && value == false)) continue;
+      const bool known = std::ranges::any_of(
+          lists, [&key = key](Keys list) { return std::ranges::count(list, key) > 0; });
+      if (!known) fail(key, " = ", json_text(value), " is not supported", reason);
+    }
+  }
+
+ private:
+  const nlohmann::json& at(const char* key) const {
+    const nlohmann::json* value = find(key);
+    if (!value) fail(key, contains(key) ? " must not be null" : " is missing");
+    return *value;
+  }
+
+  const nlohmann::json& object_;
+  std::string where_;
+};
+
+inline RopeScaling read_rope_scaling(const ConfigReader& rope) {
+  static constexpr std::string_view kPlain[] = {"type", "rope_type", "rope_theta",
+                                                "partial_rotary_factor"};
+  static constexpr std::string_view kLinear[] = {"factor"};
+  static constexpr std::string_view kYarn[] = {"factor",    "original_max_position_embeddings",
+                                               "beta_fast", "beta_slow",
+                                               "mscale",    "mscale_all_dim",
+                                               "truncate"};
+
+  // "type" is the older name; files that were written anew carry both.
+  const bool older = !rope.find("rope_type") && rope.find("type");
+  const char* key = older ? "type" : "rope_type";
+  const std::string type = rope.find(key) ? rope.string(key) : "default";
+  if (rope.find("type") && rope.string("type") != type)
+    rope.fail("type = ", rope.string("type"), " contradicts rope_type = ", type);
+  rope.expect("partial_rotary_factor", 1.0);
+
+  const std::string reason = " with rope type " + type;
+  RopeScaling scaling;
+  if (type == "default") {
+    rope.refuse_keys_besides({kPlain}, false, reason);
+  } else if (type == "linear") {
+    rope.refuse_keys_besides({kPlain, kLinear}, false, reason);
+    scaling.type = RopeScalingType::linear;
+    scaling.factor = rope.number("factor");
+  } else if (type == "yarn") {
+    rope.refuse_keys_besides({kPlain, kYarn}, false, reason);
+    // true: the ramp's ends are rounded to whole dims, as DeepSeek's code does.
+    if (!rope.boolean("truncate", true)) rope.fail("truncate = false is not supported");
+    scaling.type = RopeScalingType::yarn;
+    scaling.factor = rope.number("factor");
+    scaling.original_max_position_embeddings = rope.size("original_max_position_embeddings");
+    scaling.beta_fast = rope.number("beta_fast", scaling.beta_fast);
+    scaling.beta_slow = rope.number("beta_slow", scaling.beta_slow);
+    scaling.mscale = rope.number("mscale", scaling.mscale);
+    scaling.mscale_all_dim = rope.number("mscale_all_dim", scaling.mscale_all_dim);
+  } else {
+    rope.fail(key, " = ", type, " is not supported; default, linear and yarn are");
+  }
+  return scaling;
+}
+
+/// `rope_theta` beside `rope_scaling` (transformers 4) or both inside `rope_parameters` (5).
+inline void read_rope(const ConfigReader& config, AttentionConfig& attention) {
+  config.expect("partial_rotary_factor", 1.0);
+  attention.rope_interleave = config.boolean("rope_interleave", true);
+  const bool newer = config.find("rope_parameters") != nullptr;
+  if (newer && config.find("rope_scaling"))
+    config.fail("rope_parameters and rope_scaling are both given");
+  const char* key = newer ? "rope_parameters" : "rope_scaling";
+  if (!config.find(key)) {
+    attention.rope_theta = config.number("rope_theta");
+    return;
+  }
+  const ConfigReader rope = config.object(key);
+  attention.rope_scaling = read_rope_scaling(rope);
+  attention.rope_theta =
+      rope.find("rope_theta") ? rope.number("rope_theta") : config.number("rope_theta");
+  config.expect("rope_theta", attention.rope_theta);
+}
+
+}  // namespace detail
+
+/// The block size of F8_E4M3 weights, quantization_config.weight_block_size; 128 x 128 when the
+/// config does not say. Throws std::runtime_error beginning with `origin`, the file's path.
+inline BlockSize read_weight_block_size(const nlohmann::json& json,
+                                        const std::string& origin = "config.json") {
+  constexpr Index kMaxBlock = Index{1} << 24;
+  const detail::ConfigReader config(json, origin + ": ");
+  if (!config.find("quantization_config")) return kDefaultWeightBlockSize;
+  const detail::ConfigReader quantization = config.object("quantization_config");
+  const nlohmann::json* value = quantization.find("weight_block_size");
+  if (!value) return kDefaultWeightBlockSize;
+  const auto valid = [](const nlohmann::json& size) {
+    return size.is_number_integer() && size > 0 && size <= kMaxBlock;
+  };
+  if (!value->is_array() || value->size() != 2 || !std::ranges::all_of(*value, valid))
+    quantization.fail("weight_block_size must be two positive integers, got ", json_text(*value));
+  return {(*value)[0].get<Index>(), (*value)[1].get<Index>()};
+}
+
+/// The attention of a config.json of model_type deepseek_v2, deepseek_v3 or kimi_k2. The norms'
+/// eps is 1e-6 whatever rms_norm_eps says, as in DeepSeek's code. Throws std::runtime_error
+/// beginning with `origin`, the file's path, and naming the key and its value when a key is
+/// missing, has the wrong type, or is not understood.
+inline AttentionConfig read_attention_config(const nlohmann::json& json,
+                                             const std::string& origin = "config.json") {
+  const detail::ConfigReader config(json, origin + ": ");
+  if (std::ranges::count(detail::kModelTypes, config.string("model_type")) == 0)
+    config.fail("model_type = ", config.string("model_type"),
+                " is not supported; deepseek_v2, deepseek_v3 and kimi_k2 are");
+  config.refuse_keys_besides({detail::kAttentionKeys, detail::kOtherKeys}, true,
+                             ": it may change what the attention computes");
+
+  AttentionConfig attention;
+  attention.hidden_size = config.size("hidden_size");
+  attention.num_attention_heads = config.size("num_attention_heads");
+  if (!config.contains("q_lora_rank")) config.fail("q_lora_rank is missing");
+  attention.q_lora_rank = config.find("q_lora_rank") ? config.size("q_lora_rank") : 0;
+  if (config.find("q_lora_rank") && attention.q_lora_rank == 0)
+    config.fail("q_lora_rank must be positive or null, got 0");
+  attention.kv_lora_rank = config.size("kv_lora_rank");
+  attention.qk_nope_head_dim = config.size("qk_nope_head_dim");
+  attention.qk_rope_head_dim = config.size("qk_rope_head_dim");
+  attention.v_head_dim = config.size("v_head_dim");
+  detail::read_rope(config, attention);
+  try {
+    attention.validate();
+  } catch (const std::invalid_argument& error) {
+    config.fail(error.what());
+  }
+  // Derived, but written by transformers; its head_dim is the rotary part.
+  config.expect("qk_head_dim", static_cast<double>(attention.qk_head_dim()));
+  config.expect("head_dim", static_cast<double>(attention.qk_rope_head_dim));
+  return attention;
+}
+
+/// As read_attention_config, with what else attention needs to know of the model.
+inline HuggingFaceConfig read_huggingface_config(const nlohmann::json& json,
+                                                 const std::string& origin = "config.json") {
+  HuggingFaceConfig result;
+  result.attention = read_attention_config(json, origin);
+  const detail::ConfigReader config(json, origin + ": ");
+  result.model_type = config.string("model_type");
+  result.num_hidden_layers = config.size("num_hidden_layers");
+  result.max_position_embeddings = config.size("max_position_embeddings");
+  result.attention_bias = config.boolean("attention_bias", false);
+  result.weight_block_size = read_weight_block_size(json, origin);
+  return result;
+}
+
+/// Reads config.json in a model's directory.
+inline HuggingFaceConfig load_huggingface_config(const std::filesystem::path& directory) {
+  const auto path = directory / "config.json";
+  return read_huggingface_config(parse_json_file(path), path.string());
+}
+
+}  // namespace mla
+
+#endif  // MLA_IO_HUGGINGFACE_CONFIG_HPP_
