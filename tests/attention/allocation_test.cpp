@@ -1,0 +1,178 @@
+// What forward() allocates, and what happens when it cannot.
+#include <gtest/gtest.h>
+
+#include <new>
+#include <vector>
+
+#include "support/counting_operator_new.hpp"
+#include "support/executors.hpp"
+#include "support/test_configs.hpp"
+#include "support/test_layer.hpp"
+
+namespace mla::test {
+namespace {
+
+template <class T>
+class Allocation : public ::testing::Test {
+ protected:
+  // Decodes 70 tokens, across the boundary of a page, after a prompt and one step to warm up.
+  void expect_decoding_allocates_nothing(const AttentionConfig& config, Mode mode, bool split) {
+    TestLayer layer(config, {.split = split});
+    Context context;
+    LatentKVCache<T> cache(config);
+    cache.reserve(200);
+    RowMajorMatrix out(1, config.hidden_size);
+    const RowMajorMatrix steps = layer.input(70);
+    run(layer, layer.input(20), cache, context, {.mode = mode});
+    layer.layer.forward(steps.row(0), cache, out, context, {.mode = mode});
+    const AllocationCount allocations;
+    for (Index t = 1; t < 70; ++t)
+      layer.layer.forward(steps.row(t), cache, out, context, {.mode = mode});
+    EXPECT_EQ(allocations.count(), 0) << "mode " << static_cast<int>(mode);
+    EXPECT_EQ(cache.size(), 90);
+  }
+};
+struct Names {
+  template <class T>
+  static std::string GetName(int) {
+    return name_of(kDTypeOf<T>);
+  }
+};
+using Elements = ::testing::Types<float, bfloat16, float16>;
+TYPED_TEST_SUITE(Allocation, Elements, Names);
+
+TYPED_TEST(Allocation, ADecodingStepAllocatesNothingAfterTheFirst) {
+  for (Mode mode : {Mode::absorbed, Mode::decompressed, Mode::automatic}) {
+    this->expect_decoding_allocates_nothing(small_config(), mode, false);
+    this->expect_decoding_allocates_nothing(AttentionConfig::lesson(48, 4, 24, 20, 8), mode, true);
+    // Scratch memory of several blocks.
+    this->expect_decoding_allocates_nothing(make_config(40, 30, 0, 300, 20, 10, 20), mode, false);
+  }
+}
+
+TYPED_TEST(Allocation, ABatchedMaskedStepAllocatesNothingAfterTheFirst) {
+  TestLayer layer(small_config());
+  BackwardExecutor executor;  // anything but the one that is built in
+  Context context(executor);
+  std::vector<LatentKVCache<TypeParam>> caches;
+  for (int s = 0; s < 3; ++s) caches.emplace_back(layer.config()).reserve(100);
+  const std::vector<Sequence<TypeParam>> batch = {
+      {&caches[0], 2}, {&caches[1], 0}, {&caches[2], 1}};
+  const std::vector<std::uint8_t> mask = {0, 1, 1};
+  const RowMajorMatrix x = layer.input(3);
+  RowMajorMatrix out(3, x.cols());
+  const auto step = [&] { layer.layer.forward(x, batch, out, context, {.attention_mask = mask}); };
+  step();
+  const AllocationCount allocations;
+  for (int i = 0; i < 70; ++i) step();
+  EXPECT_EQ(allocations.count(), 0);
+}
+
+TYPED_TEST(Allocation, ASmallerCallThanBeforeAllocatesNothing) {
+  TestLayer layer(small_config());
+  Context context;
+  const RowMajorMatrix x = layer.input(100);
+  RowMajorMatrix out(100, x.cols());
+  for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
+    LatentKVCache<TypeParam> cache(layer.config());
+    cache.reserve(1000);
+    layer.layer.forward(x, cache, out, context, {.mode = mode});
+    const AllocationCount allocations;
+    for (Index tokens : {99, 64, 1, 17})
+      layer.layer.forward(x.topRows(tokens), cache, out.topRows(tokens), context, {.mode = mode});
+    EXPECT_EQ(allocations.count(), 0);
+  }
+}
+
+// Every allocation of a first call fails once. The caches stay as they were, nothing leaks, and the
+// same objects compute the right result afterwards.
+TYPED_TEST(Allocation, AFailureAnywhereLeavesTheCachesAsTheyWere) {
+  TestLayer layer(make_config(64, 8, 0, 100, 32, 16, 32));
+  const RowMajorMatrix history = layer.input(60), x = layer.input(210);
+  std::vector<std::uint8_t> mask(210, 1);
+  mask[3] = 0;
+  for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
+    Context context;
+    LatentKVCache<TypeParam> a(layer.config()), b(layer.config());
+    run(layer, history, a, context, {.mode = mode});
+    run(layer, x.topRows(140), a, context, {.mode = mode});
+    RowMajorMatrix expected(210, x.cols()), out(210, x.cols());
+    a.truncate(60);
+    const std::vector<Sequence<TypeParam>> batch = {{&a, 140}, {&b, 70}};
+    const ForwardOptions options = {.mode = mode, .attention_mask = mask};
+    layer.layer.forward(x, batch, expected, context, options);
+
+    int failures = 0;
+    for (bool failed = true; failed;) {
+      Context fresh;
+      a.truncate(60);
+      a.shrink_to_fit();
+      b.clear();
+      b.shrink_to_fit();
+      const CacheContents before_a(a), before_b(b);
+      {
+        const FailingAllocation failing(failures);
+        try {
+          layer.layer.forward(x, batch, out, fresh, options);
+        } catch (const std::bad_alloc&) {
+        }
+        failed = failing.failed();
+      }
+      if (!failed) break;
+      ++failures;
+      EXPECT_EQ(CacheContents(a), before_a) << failures;
+      EXPECT_EQ(CacheContents(b), before_b) << failures;
+      layer.layer.forward(x, batch, out, fresh, options);
+      EXPECT_TRUE(same_bits(out, expected)) << failures;
+    }
+    EXPECT_TRUE(same_bits(out, expected));
+    EXPECT_GE(failures, 10) << "pages, positions and scratch memory are allocations";
+  }
+}
+
+TYPED_TEST(Allocation, AFailureInReserveOrAppendLeavesTheCacheAsItWas) {
+  Random random(3);
+  const auto rows = random_matrix(200, small_config().cache_row_width(), random);
+  const auto positions = consecutive(0, 200);
+  const auto part = [&](Index first, Index count) {
+    return MatrixView<const float>(rows.data(), 200, rows.cols()).row_range(first, count);
+  };
+  for (int failures = 0;; ++failures) {
+    LatentKVCache<TypeParam> cache(small_config());
+    cache.append(part(0, 60), std::span(positions).first(60));
+    const CacheContents before(cache);
+    bool failed = false;
+    {
+      const FailingAllocation failing(failures);
+      try {
+        cache.append(part(60, 140), std::span(positions).subspan(60));
+      } catch (const std::bad_alloc&) {
+      }
+      failed = failing.failed();
+    }
+    if (failed) {
+      ASSERT_EQ(CacheContents(cache), before) << failures;
+      cache.append(part(60, 140), std::span(positions).subspan(60));
+    }
+    ASSERT_EQ(cache.size(), 200);
+    ASSERT_EQ(cache.row(199)[45], TypeParam(rows(199, 45)));
+    if (!failed) break;
+  }
+}
+
+TEST(Construction, AFailureAnywhereThrowsAndLeaksNothing) {
+  TestLayer layer(small_config(), {.biases = true});
+  int failures = 0;
+  for (bool failed = true; failed; ++failures) {
+    const FailingAllocation failing(failures);
+    try {
+      MultiheadLatentAttention again(layer.config(), layer.weights.views());
+    } catch (const std::bad_alloc&) {
+    }
+    failed = failing.failed();
+  }
+  EXPECT_GE(failures, 5);
+}
+
+}  // namespace
+}  // namespace mla::test

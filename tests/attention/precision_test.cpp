@@ -1,0 +1,145 @@
+// What storage in 16 bits costs.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <string>
+#include <vector>
+
+#include "support/isas.hpp"
+#include "support/test_configs.hpp"
+#include "support/test_layer.hpp"
+
+namespace mla::test {
+namespace {
+
+// As reference_agreement_test.cpp states it: all arithmetic is in float32.
+constexpr double kTolerance = 4e-6;
+
+class WeightPrecision : public EveryIsa {};
+MLA_FOR_EVERY_ISA(WeightPrecision);
+
+// The reference reads the same rounded weights, so 16-bit storage costs nothing beyond rounding
+// them, and the tolerance is that of float32.
+TEST_P(WeightPrecision, WeightsOfEveryTypeKeepTheToleranceOfFloat32) {
+  const WeightOptions every[] = {{.dtype = DType::float32},
+                                 {.dtype = DType::bfloat16, .biases = true},
+                                 {.dtype = DType::float16},
+                                 {.mixed_dtypes = true, .biases = true},
+                                 {.mixed_dtypes = true, .split = true}};
+  for (const AttentionConfig& config : {small_config(), make_config(65, 3, 33, 127, 17, 16, 65)})
+    for (const WeightOptions& options : every) {
+      TestLayer layer(config, options);
+      const RowMajorMatrix x = layer.input(130);
+      const DoubleMatrix expected = reference_output(layer, x, consecutive(0, 130));
+      Context context(kernels());
+      for (Mode mode : {Mode::absorbed, Mode::decompressed})
+        EXPECT_TRUE(
+            close(run_fresh<float>(layer, x, context, {.mode = mode}), expected, kTolerance))
+            << name_of(options.dtype) << " mixed " << options.mixed_dtypes;
+    }
+}
+
+// Attention of an uncompressed query over what the cache holds, in double and in plain loops: what
+// remains of a 16-bit cache's error once the rounding of its rows is taken out.
+template <StorageElement T>
+DoubleMatrix attention_over_cached_rows(const TestLayer& layer, const RowMajorMatrix& x,
+                                        const LatentKVCache<T>& cache) {
+  const AttentionConfig& c = layer.config();
+  const auto weight = [](const WeightView& w, Index row, Index col) {
+    return static_cast<double>(w.as<float>()(row, col));
+  };
+  const AttentionWeights& w = layer.weights.views();
+  const Index nope = c.qk_nope_head_dim, rope = c.qk_rope_head_dim, v = c.v_head_dim;
+  const double scale = 1.0 / std::sqrt(static_cast<double>(nope + rope));
+  DoubleMatrix out = DoubleMatrix::Zero(x.rows(), c.hidden_size);
+  for (Index h = 0; h < c.num_attention_heads; ++h) {
+    DoubleMatrix keys(cache.size(), nope + rope), values = DoubleMatrix::Zero(cache.size(), v);
+    keys.setZero();
+    for (Index k = 0; k < cache.size(); ++k) {
+      const auto row = [&](Index i) {
+        return static_cast<double>(static_cast<float>(cache.row(k)[i]));
+      };
+      for (Index i = 0; i < c.kv_lora_rank; ++i) {
+        for (Index d = 0; d < nope; ++d)
+          keys(k, d) += weight(w.kv_b_proj, h * (nope + v) + d, i) * row(i);
+        for (Index d = 0; d < v; ++d)
+          values(k, d) += weight(w.kv_b_proj, h * (nope + v) + nope + d, i) * row(i);
+      }
+      for (Index d = 0; d < rope; ++d) keys(k, nope + d) = row(c.kv_lora_rank + d);
+    }
+    for (Index t = 0; t < x.rows(); ++t) {
+      std::vector<double> query(static_cast<std::size_t>(nope + rope), 0.0);
+      for (Index d = 0; d < nope + rope; ++d)
+        for (Index i = 0; i < c.hidden_size; ++i)
+          query[static_cast<std::size_t>(d)] +=
+              weight(w.q_proj, h * (nope + rope) + d, i) * static_cast<double>(x(t, i));
+      for (Index pair = 0; pair < rope / 2; ++pair) {
+        const double angle =
+            static_cast<double>(t) *
+            std::pow(c.rope_theta, -2.0 * static_cast<double>(pair) / static_cast<double>(rope));
+        double& a = query[static_cast<std::size_t>(nope + 2 * pair)];
+        double& b = query[static_cast<std::size_t>(nope + 2 * pair + 1)];
+        const double rotated = a * std::cos(angle) - b * std::sin(angle);
+        b = a * std::sin(angle) + b * std::cos(angle);
+        a = rotated;
+      }
+      double sum = 0.0;
+      std::vector<double> value(static_cast<std::size_t>(v), 0.0);
+      for (Index k = 0; k <= t; ++k) {
+        double logit = 0.0;
+        for (Index d = 0; d < nope + rope; ++d)
+          logit += query[static_cast<std::size_t>(d)] * keys(k, d);
+        const double p = std::exp(scale * logit);  // logits are small here
+        sum += p;
+        for (Index d = 0; d < v; ++d) value[static_cast<std::size_t>(d)] += p * values(k, d);
+      }
+      for (Index o = 0; o < c.hidden_size; ++o)
+        for (Index d = 0; d < v; ++d)
+          out(t, o) += weight(w.o_proj, o, h * v + d) * value[static_cast<std::size_t>(d)] / sum;
+    }
+  }
+  return out;
+}
+
+class CachePrecision : public EveryIsa {
+ protected:
+  // `bound`: of the output against a cache that does not round.
+  template <StorageElement T>
+  void expect_rounded_rows_and_nothing_more(double bound) {
+    TestLayer layer(make_config(48, 3, 0, 64, 24, 16, 24));
+    const RowMajorMatrix x = layer.input(200);
+    const DoubleMatrix exact = reference_output(layer, x, consecutive(0, 200));
+    for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
+      Context context(kernels());
+      LatentKVCache<T> cache(layer.config());
+      const RowMajorMatrix out = run(layer, x, cache, context, {.mode = mode});
+      EXPECT_TRUE(close(out, attention_over_cached_rows(layer, x, cache), kTolerance))
+          << name_of(kDTypeOf<T>);
+      EXPECT_TRUE(close(out, exact, bound)) << name_of(kDTypeOf<T>);
+      EXPECT_GT(relative_error(out, exact), bound / 10.0) << "the bound says nothing";
+    }
+  }
+};
+MLA_FOR_EVERY_ISA(CachePrecision);
+
+TEST_P(CachePrecision, AFloat32CacheRoundsNothing) {
+  TestLayer layer(make_config(48, 3, 0, 64, 24, 16, 24));
+  const RowMajorMatrix x = layer.input(100);
+  Context context(kernels());
+  LatentKVCache<float> cache(layer.config());
+  const RowMajorMatrix out = run(layer, x, cache, context);
+  EXPECT_TRUE(close(out, attention_over_cached_rows(layer, x, cache), kTolerance));
+}
+
+// Rounding to 8 bits is 2^-9 = 0.002 of each element; measured 0.0030 of the largest output.
+TEST_P(CachePrecision, ABFloat16CacheCostsItsRoundingAndNothingMore) {
+  expect_rounded_rows_and_nothing_more<bfloat16>(0.01);
+}
+
+// Rounding to 11 bits is 2^-12 = 0.00024 of each element; measured 0.00042.
+TEST_P(CachePrecision, AFloat16CacheCostsItsRoundingAndNothingMore) {
+  expect_rounded_rows_and_nothing_more<float16>(0.001);
+}
+
+}  // namespace
+}  // namespace mla::test
