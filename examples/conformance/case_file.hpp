@@ -1,0 +1,150 @@
+#ifndef MLA_EXAMPLES_CONFORMANCE_CASE_FILE_HPP_
+#define MLA_EXAMPLES_CONFORMANCE_CASE_FILE_HPP_
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+#include <map>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "generated_tensor.hpp"
+
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+#include "mla/io/json.hpp"
+#include "mla/io/safetensors.hpp"
+
+namespace mla::conformance {
+
+/// A tensor of a case, stored or generated; valid as long as its file is open.
+struct CaseTensor {
+  std::string name;
+  std::vector<Index> shape;
+  WeightView values;  ///< as one row
+
+  /// The same numbers as a matrix [rows, cols] of float32.
+  RowMajorMatrix matrix(Index rows, Index cols) const {
+    RowMajorMatrix result(rows, cols);
+    visit(values, [&](auto view) {
+      std::transform(view.data, view.data + view.cols, result.data(),
+                     [](auto value) { return static_cast<float>(value); });
+    });
+    return result;
+  }
+};
+
+/// An open case file: metadata, and tensors by name whether they are stored or generated.
+class CaseFile {
+ public:
+  /// Throws std::runtime_error, as all members do, that names the file and what is wrong with it.
+  explicit CaseFile(const std::filesystem::path& path) : file_(path) {
+    for (const auto& [name, stored] : file_.tensors())
+      tensors_[name] = {name, stored.shape, stored_values(stored)};
+    if (!has_metadata("generator")) return;
+    const nlohmann::json generator = json("generator");
+    if (!generator.is_array()) fail("__metadata__.generator must be a list");
+    for (const auto& entry : generator) add(read_generated_tensor(entry, this->path()));
+  }
+
+  const std::string& path() const noexcept { return file_.path(); }
+  std::string name() const {
+    return has_metadata("case") ? text("case") : std::filesystem::path(path()).stem().string();
+  }
+  const std::string& kind() const { return text("kind"); }
+
+  bool has_metadata(std::string_view key) const { return file_.metadata().contains(key); }
+  const std::string& text(std::string_view key) const {
+    const auto found = file_.metadata().find(key);
+    if (found == file_.metadata().end()) fail("__metadata__.", key, " is missing");
+    return found->second;
+  }
+  nlohmann::json json(std::string_view key) const {
+    return parse_json(text(key), path() + ": __metadata__." + std::string(key));
+  }
+  double number(std::string_view key) const {
+    return json_number(json(key), path() + ": __metadata__." + std::string(key));
+  }
+
+  bool contains(std::string_view name) const { return tensors_.contains(name); }
+  const CaseTensor& tensor(std::string_view name) const {
+    const auto found = tensors_.find(name);
+    if (found == tensors_.end()) fail("tensor ", name, " is missing");
+    return found->second;
+  }
+  const CaseTensor& tensor(std::string_view name, const std::vector<Index>& shape) const {
+    const CaseTensor& found = tensor(name);
+    if (found.shape != shape)
+      fail("tensor ", name, " has shape ", shape_text(found.shape), ", expected ",
+           shape_text(shape));
+    return found;
+  }
+  /// A tensor of integers, which case files store as float32.
+  std::vector<Index> integers(std::string_view name, const std::vector<Index>& shape) const {
+    const WeightView& values = tensor(name, shape).values;
+    std::vector<Index> result;
+    visit(values, [&](auto view) {
+      for (Index i = 0; i < view.cols; ++i) {
+        const auto value = static_cast<float>(view.data[i]);
+        if (!(std::abs(value) <= 0x1p24f) || value != std::trunc(value))
+          fail("tensor ", name, " must have integers up to 2^24, got ", value);
+        result.push_back(static_cast<Index>(value));
+      }
+    });
+    return result;
+  }
+
+  /// A weight or bias that `used` does not name means something that is not computed here.
+  void refuse_other_weights(const std::set<std::string>& used) const {
+    for (const auto& [name, tensor] : tensors_)
+      if ((name.ends_with(".weight") || name.ends_with(".bias")) && !used.contains(name))
+        fail("tensor ", name, " is not used by this configuration");
+  }
+
+  template <class... Parts>
+  [[noreturn]] void fail(const Parts&... parts) const {
+    throw_runtime(path(), ": ", parts...);
+  }
+
+ private:
+  WeightView stored_values(const SafetensorsTensor& tensor) const {
+    const Index elements = std::ssize(tensor.bytes) / bytes_of(tensor.dtype);
+    switch (tensor.dtype) {
+      case SafetensorsDType::float32:
+        return {tensor.bytes.data(), DType::float32, 1, elements};
+      case SafetensorsDType::bfloat16:
+        return {tensor.bytes.data(), DType::bfloat16, 1, elements};
+      case SafetensorsDType::float16:
+        return {tensor.bytes.data(), DType::float16, 1, elements};
+      default:
+        fail("tensor ", tensor.name, " has dtype ", name_of(tensor.dtype), ", expected F32");
+    }
+  }
+
+  // A generated tensor that is stored as well, to check generators with, must be the same.
+  void add(const GeneratedTensor& generated) {
+    AlignedBuffer<bfloat16> values = generate(generated, path());
+    const auto elements = static_cast<Index>(values.size());
+    const auto found = tensors_.find(generated.name);
+    if (found == tensors_.end()) {
+      tensors_[generated.name] = {generated.name, generated.shape, {values.data(), 1, elements}};
+    } else {
+      const auto stored = tensor(generated.name, generated.shape).matrix(1, elements);
+      for (Index i = 0; i < elements; ++i)
+        if (stored(0, i) != static_cast<float>(values[static_cast<std::size_t>(i)]))
+          fail("tensor ", generated.name, " is stored as well as generated, and differs at ", i);
+    }
+    generated_.push_back(std::move(values));
+  }
+
+  SafetensorsFile file_;
+  std::vector<AlignedBuffer<bfloat16>> generated_;
+  std::map<std::string, CaseTensor, std::less<>> tensors_;
+};
+
+}  // namespace mla::conformance
+
+#endif  // MLA_EXAMPLES_CONFORMANCE_CASE_FILE_HPP_

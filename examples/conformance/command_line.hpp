@@ -1,0 +1,161 @@
+#ifndef MLA_EXAMPLES_CONFORMANCE_COMMAND_LINE_HPP_
+#define MLA_EXAMPLES_CONFORMANCE_COMMAND_LINE_HPP_
+
+#include <algorithm>
+#include <cstddef>
+#include <exception>
+#include <filesystem>
+#include <new>
+#include <optional>
+#include <ostream>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "case_file.hpp"
+#include "run_case.hpp"
+
+#include "mla/core/error.hpp"
+#include "mla/simd/isa.hpp"
+
+namespace mla::conformance {
+
+inline constexpr const char* kUsage =
+    "usage: mla-conformance PATH... [--isa scalar|avx2|avx512] [--mode absorbed|decompressed]\n"
+    "                       [--weights f32|bf16] [--cache f32|bf16|f16]\n"
+    "PATH is a case file or a directory of them (*.safetensors); see docs/conformance.md.\n"
+    "Exit status: 0 all cases pass, 1 some fail, 2 wrong usage or a file that cannot be used.\n";
+
+namespace detail {
+
+struct Arguments {
+  Options options;
+  std::vector<std::string> paths;
+  bool help = false;
+};
+
+inline DType read_dtype(const std::string& option, const std::string& name, bool with_float16) {
+  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
+    if (name == name_of(dtype) && (dtype != DType::float16 || with_float16)) return dtype;
+  throw_invalid(option, " must be ", with_float16 ? "f32, bf16 or f16" : "f32 or bf16", ", got ",
+                name);
+}
+
+inline const simd::Kernels* read_isa(const std::string& name) {
+  const std::optional<simd::Isa> isa = simd::isa_from_name(name);
+  require(isa.has_value(), "--isa ", name, " is not known");
+  require(simd::is_supported(*isa), "--isa ", name, " is not supported by this machine");
+  return &simd::kernels_for(*isa);
+}
+
+inline Mode read_mode(const std::string& name) {
+  require(name == "absorbed" || name == "decompressed",
+          "--mode must be absorbed or decompressed, got ", name);
+  return name == "absorbed" ? Mode::absorbed : Mode::decompressed;
+}
+
+// Throws std::invalid_argument for wrong usage.
+inline Arguments read_arguments(std::span<const std::string> words) {
+  Arguments arguments;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    const std::string& word = words[i];
+    if (word == "--help" || word == "-h") {
+      arguments.help = true;
+      return arguments;
+    }
+    if (!word.starts_with("-")) {
+      arguments.paths.push_back(word);
+      continue;
+    }
+    const bool known =
+        word == "--isa" || word == "--mode" || word == "--weights" || word == "--cache";
+    require(known, "unknown option ", word);
+    require(i + 1 < words.size(), word, " needs a value");
+    const std::string& value = words[++i];
+    if (word == "--isa") arguments.options.kernels = read_isa(value);
+    if (word == "--mode") arguments.options.modes = {read_mode(value)};
+    if (word == "--weights") arguments.options.weights = read_dtype(word, value, false);
+    if (word == "--cache") arguments.options.cache = read_dtype(word, value, true);
+  }
+  require(!arguments.paths.empty(), "no case file or directory given (--help for usage)");
+  return arguments;
+}
+
+// A file itself, or the case files in a directory, by name.
+inline std::vector<std::filesystem::path> case_files(const std::string& path) {
+  if (!std::filesystem::is_directory(path)) return {path};
+  std::vector<std::filesystem::path> files;
+  for (const auto& entry : std::filesystem::directory_iterator(path))
+    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
+  if (files.empty()) throw_runtime(path, ": no *.safetensors in this directory");
+  std::ranges::sort(files);
+  return files;
+}
+
+struct Tally {
+  int passed = 0;
+  int failed = 0;
+  int unusable = 0;
+};
+
+// Calls `action`; an exception becomes one line on `err` that begins with `path`.
+template <class Action>
+void attempt(const std::string& path, Tally& tally, std::ostream& err, const Action& action) {
+  std::string what;
+  try {
+    action();
+    return;
+  } catch (const std::bad_alloc&) {
+    what = "not enough memory";
+  } catch (const std::exception& error) {
+    what = error.what();
+  }
+  ++tally.unusable;
+  err << "mla-conformance: " << (what.starts_with(path) ? "" : path + ": ") << what << std::endl;
+}
+
+inline void run_file(const std::filesystem::path& path, const Options& options, Tally& tally,
+                     std::ostream& out) {
+  const CaseFile file(path);
+  for (const Report& report : run_case(file, options)) {
+    out << report.line() << std::endl;
+    ++(report.passed() ? tally.passed : tally.failed);
+  }
+}
+
+}  // namespace detail
+
+/// The program: `words` are its arguments, the result its exit status.
+inline int run_command_line(std::span<const std::string> words, std::ostream& out,
+                            std::ostream& err) {
+  detail::Arguments arguments;
+  try {
+    arguments = detail::read_arguments(words);
+  } catch (const std::invalid_argument& error) {
+    err << "mla-conformance: " << error.what() << std::endl;
+    return 2;
+  }
+  if (arguments.help) {
+    out << kUsage;
+    return 0;
+  }
+
+  const Options& options = arguments.options;
+  out << "# " << simd::name_of(options.kernels->isa) << ", " << name_of(options.weights)
+      << " weights, " << name_of(options.cache)
+      << " cache: largest error (relative to the largest value, tolerance)" << std::endl;
+  detail::Tally tally;
+  for (const std::string& path : arguments.paths)
+    detail::attempt(path, tally, err, [&] {
+      for (const auto& file : detail::case_files(path))
+        detail::attempt(file.string(), tally, err,
+                        [&] { detail::run_file(file, options, tally, out); });
+    });
+  out << "# " << tally.passed << " pass, " << tally.failed << " fail" << std::endl;
+  return tally.unusable > 0 ? 2 : tally.failed > 0 ? 1 : 0;
+}
+
+}  // namespace mla::conformance
+
+#endif  // MLA_EXAMPLES_CONFORMANCE_COMMAND_LINE_HPP_
