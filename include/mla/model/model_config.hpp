@@ -1,0 +1,147 @@
+#ifndef MLA_MODEL_MODEL_CONFIG_HPP_
+#define MLA_MODEL_MODEL_CONFIG_HPP_
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "mla/core/config.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+
+namespace mla {
+
+/// A token of a model's vocabulary.
+using TokenId = std::int32_t;
+
+/// How the router's logits become scores (config key `scoring_func`).
+enum class ScoringFunction { sigmoid, softmax };
+
+constexpr std::string_view name_of(ScoringFunction scoring) noexcept {
+  return scoring == ScoringFunction::sigmoid ? "sigmoid" : "softmax";
+}
+
+/// How experts are chosen by their scores (config key `topk_method`).
+enum class TopkMethod {
+  greedy,                ///< the best of all
+  group_limited_greedy,  ///< DeepSeek-V2: of the groups with the best experts
+  noaux_tc,              ///< DeepSeek-V3: of the groups with the best pairs, by biased scores
+};
+
+constexpr std::string_view name_of(TopkMethod method) noexcept {
+  constexpr std::string_view kNames[] = {"greedy", "group_limited_greedy", "noaux_tc"};
+  return kNames[static_cast<int>(method)];
+}
+
+/// The mixture of experts of a model's layers. Names and meanings are those of config.json, the
+/// defaults DeepSeek-V3's.
+struct MixtureOfExpertsConfig {
+  Index n_routed_experts = 256;  ///< 0: no layer has experts (config key null)
+  Index num_experts_per_tok = 8;
+  Index n_shared_experts = 1;  ///< one MLP of n_shared_experts * moe_intermediate_size for all
+  Index moe_intermediate_size = 2048;
+  Index n_group = 8;     ///< groups of neighbouring experts, all of the same size
+  Index topk_group = 4;  ///< groups that a token may choose from; without meaning to greedy
+  ScoringFunction scoring_func = ScoringFunction::sigmoid;
+  TopkMethod topk_method = TopkMethod::noaux_tc;
+  bool norm_topk_prob = true;  ///< the weights of a token's experts are divided by their sum
+  double routed_scaling_factor = 2.5;
+  /// DeepSeek-V3: weights are scaled in any case, and a single one is normalised too. V2: weights
+  /// that were normalised are not scaled, and a single one is scaled only.
+  bool scale_normalised = true;
+
+  bool operator==(const MixtureOfExpertsConfig&) const = default;
+
+  bool grouped() const noexcept { return topk_method != TopkMethod::greedy; }
+  Index group_size() const noexcept { return n_routed_experts / n_group; }
+
+  /// Throws std::invalid_argument naming the field.
+  void validate() const;
+};
+
+/// Shape and arithmetic of a whole decoder: config.json of DeepSeek-V2, V3 and Kimi K2.
+struct ModelConfig {
+  std::string model_type = "deepseek_v3";
+  AttentionConfig attention;  ///< hidden_size is here
+  bool attention_bias = false;
+  Index vocab_size = 129280;
+  Index num_hidden_layers = 61;
+  Index intermediate_size = 18432;  ///< of layers without experts
+  Index max_position_embeddings = 163840;
+  double rms_norm_eps = 1e-6;  ///< of all norms but the attention's own two
+  bool tie_word_embeddings = false;
+  Index num_nextn_predict_layers = 1;  ///< modules for multi-token prediction
+  Index first_k_dense_replace = 3;     ///< layers before this one have no experts
+  Index moe_layer_freq = 1;            ///< layers that are no multiple of it have none either
+  MixtureOfExpertsConfig experts;
+  std::optional<TokenId> bos_token_id;
+  std::vector<TokenId> eos_token_ids;  ///< each one ends a text
+
+  bool operator==(const ModelConfig&) const = default;
+
+  Index hidden_size() const noexcept { return attention.hidden_size; }
+  bool has_experts(Index layer) const noexcept {
+    return experts.n_routed_experts > 0 && layer >= first_k_dense_replace &&
+           layer % moe_layer_freq == 0;
+  }
+
+  /// Throws std::invalid_argument naming the first field that does not fit.
+  void validate() const;
+};
+
+namespace detail {
+
+/// Keeps every product of two dims far from overflow.
+inline void check_dim(const char* field, Index value, Index least = 1) {
+  constexpr Index kMaxDim = Index{1} << 24;
+  require(value >= least && value <= kMaxDim, field, " must be between ", least, " and ", kMaxDim,
+          ", got ", value);
+}
+
+}  // namespace detail
+
+inline void MixtureOfExpertsConfig::validate() const {
+  detail::check_dim("n_routed_experts", n_routed_experts, 0);
+  if (n_routed_experts == 0) return;
+  detail::check_dim("num_experts_per_tok", num_experts_per_tok);
+  detail::check_dim("n_shared_experts", n_shared_experts, 0);
+  detail::check_dim("moe_intermediate_size", moe_intermediate_size);
+  require(num_experts_per_tok <= n_routed_experts, "num_experts_per_tok must be at most ",
+          "n_routed_experts ", n_routed_experts, ", got ", num_experts_per_tok);
+  require(std::isfinite(routed_scaling_factor), "routed_scaling_factor must be finite, got ",
+          routed_scaling_factor);
+  if (!grouped()) return;
+  detail::check_dim("n_group", n_group);
+  detail::check_dim("topk_group", topk_group);
+  require(n_routed_experts % n_group == 0, "n_group must divide n_routed_experts ",
+          n_routed_experts, ", got ", n_group);
+  require(topk_group <= n_group, "topk_group must be at most n_group ", n_group, ", got ",
+          topk_group);
+  require(num_experts_per_tok <= topk_group * group_size(), "num_experts_per_tok must be at most ",
+          topk_group * group_size(), ", the experts of topk_group ", topk_group, " groups, got ",
+          num_experts_per_tok);
+}
+
+inline void ModelConfig::validate() const {
+  constexpr Index kMaxPositions = Index{1} << 40;
+  attention.validate();
+  detail::check_dim("vocab_size", vocab_size);
+  detail::check_dim("num_hidden_layers", num_hidden_layers);
+  detail::check_dim("intermediate_size", intermediate_size);
+  require(max_position_embeddings > 0 && max_position_embeddings <= kMaxPositions,
+          "max_position_embeddings must be between 1 and ", kMaxPositions, ", got ",
+          max_position_embeddings);
+  require(std::isfinite(rms_norm_eps) && rms_norm_eps >= 0.0,
+          "rms_norm_eps must not be negative, got ", rms_norm_eps);
+  detail::check_dim("num_nextn_predict_layers", num_nextn_predict_layers, 0);
+  detail::check_dim("first_k_dense_replace", first_k_dense_replace, 0);
+  detail::check_dim("moe_layer_freq", moe_layer_freq);
+  experts.validate();
+}
+
+}  // namespace mla
+
+#endif  // MLA_MODEL_MODEL_CONFIG_HPP_
