@@ -1,0 +1,141 @@
+#ifndef MLA_MODEL_MIXTURE_OF_EXPERTS_HPP_
+#define MLA_MODEL_MIXTURE_OF_EXPERTS_HPP_
+
+#include <algorithm>
+#include <vector>
+
+#include "mla/attention/context.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+#include "mla/model/mlp.hpp"
+#include "mla/model/model_config.hpp"
+#include "mla/model/router.hpp"
+
+namespace mla {
+
+/// Weights of a mixture of experts under their published names.
+struct MixtureOfExpertsWeights {
+  RouterWeights router;
+  std::vector<MlpWeights> experts;  ///< [n_routed_experts]
+  MlpWeights shared_experts;        ///< one MLP; empty where n_shared_experts is 0
+};
+
+/// DeepSeekMoE (Dai et al. 2024): every token goes through the experts that its router chose and
+/// through the shared ones. An expert runs once a call, on all tokens that chose it.
+///
+/// The result of a token does not depend on the others of the call in a single bit: its experts
+/// are added up in the order of their numbers, then the shared ones.
+class MixtureOfExperts {
+ public:
+  MixtureOfExperts() = default;
+
+  /// `weights` are views that must outlive the object. Throws std::invalid_argument naming the
+  /// field or tensor that does not fit.
+  MixtureOfExperts(const MixtureOfExpertsConfig& config, const MixtureOfExpertsWeights& weights,
+                   Index hidden_size)
+      : router_(config, weights.router, hidden_size) {
+    const Index experts = static_cast<Index>(weights.experts.size());
+    require(experts == config.n_routed_experts, "n_routed_experts is ", config.n_routed_experts,
+            ", but there are weights of ", experts);
+    for (const MlpWeights& expert : weights.experts)
+      experts_.emplace_back(expert, hidden_size, config.moe_intermediate_size);
+    require(bool(weights.shared_experts) == (config.n_shared_experts > 0), "n_shared_experts is ",
+            config.n_shared_experts, ", but weights of shared experts are ",
+            weights.shared_experts ? "set" : "missing");
+    if (weights.shared_experts)
+      shared_experts_ = Mlp(weights.shared_experts, hidden_size,
+                            config.n_shared_experts * config.moe_intermediate_size);
+  }
+
+  const Router& router() const noexcept { return router_; }
+  const MixtureOfExpertsConfig& config() const noexcept { return router_.config(); }
+
+  /// x [tokens, hidden_size] -> out [tokens, hidden_size], by a choice of router().
+  void forward(MatrixView<const float> x, const ExpertChoice& choice, MatrixView<float> out,
+               Context& context) const {
+    Workspace& workspace = context.workspace();
+    const Workspace::Scope scope(workspace);
+    const Assignments assignments(choice, config().n_routed_experts, workspace);
+    const auto rows = workspace.take_matrix<float>(assignments.largest, x.cols);
+    const auto result = workspace.take_matrix<float>(std::max(assignments.largest, x.rows), x.cols);
+    for (Index t = 0; t < out.rows; ++t) std::fill_n(out.row(t), out.cols, 0.0f);
+    for (Index e = 0; e < config().n_routed_experts; ++e) {
+      const Index count = assignments.count(e);
+      if (count == 0) continue;
+      const auto y = result.row_range(0, count);
+      experts_[static_cast<std::size_t>(e)].forward(
+          gather(x, assignments.tokens(e), rows.row_range(0, count)), y, context);
+      add(y, assignments.tokens(e), assignments.weights(e), out);
+    }
+    if (!shared_experts_) return;
+    const auto y = result.row_range(0, x.rows);
+    shared_experts_.forward(x, y, context);
+    for (Index t = 0; t < out.rows; ++t)
+      for (Index i = 0; i < out.cols; ++i) out(t, i) += y(t, i);
+  }
+
+ private:
+  // The choices of all tokens, sorted by expert; the tokens of an expert rise.
+  struct Assignments {
+    Assignments(const ExpertChoice& choice, Index experts, Workspace& workspace)
+        : first(workspace.take<Index>(experts + 2)),
+          token_of(workspace.take<Index>(choice.experts.rows * choice.experts.cols)),
+          weight_of(workspace.take<float>(choice.experts.rows * choice.experts.cols)) {
+      // first[e + 2] counts those of e; summed up, first[e + 1] is where e begins, and after
+      // filling in where it ends.
+      std::fill_n(first, experts + 2, Index{0});
+      for_each(choice, [&](Index, Index e, float) { ++first[e + 2]; });
+      for (Index e = 0; e < experts; ++e) {
+        largest = std::max(largest, first[e + 2]);
+        first[e + 2] += first[e + 1];
+      }
+      for_each(choice, [&](Index t, Index e, float weight) {
+        const Index place = first[e + 1]++;
+        token_of[place] = t;
+        weight_of[place] = weight;
+      });
+    }
+
+    Index count(Index e) const noexcept { return first[e + 1] - first[e]; }
+    const Index* tokens(Index e) const noexcept { return token_of + first[e]; }
+    const float* weights(Index e) const noexcept { return weight_of + first[e]; }
+
+    Index* first;  // [experts + 2] of token_of and weight_of
+    Index* token_of;
+    float* weight_of;
+    Index largest = 0;  // tokens of one expert
+
+   private:
+    template <class Visit>
+    static void for_each(const ExpertChoice& choice, const Visit& visit) {
+      for (Index t = 0; t < choice.experts.rows; ++t)
+        for (Index k = 0; k < choice.experts.cols; ++k)
+          visit(t, choice.experts(t, k), choice.weights(t, k));
+    }
+  };
+
+  // Rows `tokens` of x; copied to `rows` unless there is one only.
+  static MatrixView<const float> gather(MatrixView<const float> x, const Index* tokens,
+                                        MatrixView<float> rows) noexcept {
+    if (rows.rows == 1) return x.row_range(tokens[0], 1);
+    for (Index i = 0; i < rows.rows; ++i) std::copy_n(x.row(tokens[i]), x.cols, rows.row(i));
+    return rows;
+  }
+
+  // out[tokens[i]] += weights[i] * y[i]
+  static void add(MatrixView<const float> y, const Index* tokens, const float* weights,
+                  MatrixView<float> out) noexcept {
+    for (Index i = 0; i < y.rows; ++i) {
+      float* sum = out.row(tokens[i]);
+      for (Index c = 0; c < y.cols; ++c) sum[c] += weights[i] * y(i, c);
+    }
+  }
+
+  Router router_;
+  std::vector<Mlp> experts_;
+  Mlp shared_experts_;
+};
+
+}  // namespace mla
+
+#endif  // MLA_MODEL_MIXTURE_OF_EXPERTS_HPP_

@@ -1,0 +1,90 @@
+#ifndef MLA_MODEL_MLP_HPP_
+#define MLA_MODEL_MLP_HPP_
+
+#include <algorithm>
+#include <cmath>
+
+#include "mla/attention/context.hpp"
+#include "mla/attention/linear.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+
+namespace mla {
+
+/// Weights of a SwiGLU MLP under their published names.
+struct MlpWeights {
+  WeightView gate_proj;  ///< [intermediate_size, hidden_size]
+  WeightView up_proj;    ///< [intermediate_size, hidden_size]
+  WeightView down_proj;  ///< [hidden_size, intermediate_size]
+
+  explicit operator bool() const noexcept { return bool(gate_proj); }
+
+  /// Throws std::invalid_argument naming the tensor that is missing or of another shape.
+  void validate(Index hidden_size, Index intermediate_size) const {
+    check("gate_proj", gate_proj, intermediate_size, hidden_size);
+    check("up_proj", up_proj, intermediate_size, hidden_size);
+    check("down_proj", down_proj, hidden_size, intermediate_size);
+  }
+
+ private:
+  static void check(const char* name, const WeightView& weight, Index rows, Index cols) {
+    require(bool(weight), "tensor ", name, " is missing, expected [", rows, ", ", cols, "]");
+    require(weight.rows == rows && weight.cols == cols, "tensor ", name, " must have shape [", rows,
+            ", ", cols, "], got [", weight.rows, ", ", weight.cols, "]");
+  }
+};
+
+/// x * sigmoid(x) in float32, within 4 units in the last place; below -88 it is 0.
+inline float silu(float x) noexcept { return x / (1.0f + std::exp(-x)); }
+
+/// SwiGLU (Shazeer 2020): down_proj(silu(gate_proj(x)) * up_proj(x)). The result of a token does
+/// not depend on the others in the call.
+class Mlp {
+ public:
+  Mlp() = default;
+
+  /// `weights` are views that must outlive the MLP. Throws std::invalid_argument naming the tensor
+  /// that does not fit.
+  Mlp(const MlpWeights& weights, Index hidden_size, Index intermediate_size)
+      : gate_proj_((weights.validate(hidden_size, intermediate_size), weights.gate_proj)),
+        up_proj_(weights.up_proj),
+        down_proj_(weights.down_proj) {}
+
+  explicit operator bool() const noexcept { return bool(gate_proj_); }
+  Index intermediate_size() const noexcept { return gate_proj_.out_features(); }
+
+  /// x [tokens, hidden_size] -> out [tokens, hidden_size]; may be the same memory.
+  void forward(MatrixView<const float> x, MatrixView<float> out, Context& context) const {
+    Workspace& workspace = context.workspace();
+    const Workspace::Scope scope(workspace);
+    const auto gate = workspace.take_matrix<float>(x.rows, intermediate_size());
+    const auto up = workspace.take_matrix<float>(x.rows, intermediate_size());
+    gate_proj_.forward(x, gate, context);
+    up_proj_.forward(x, up, context);
+    activate(gate, up, context.executor());
+    down_proj_.forward(gate, out, context);
+  }
+
+ private:
+  static constexpr Index kTaskCols = 512;
+
+  // gate = silu(gate) * up
+  static void activate(MatrixView<float> gate, MatrixView<const float> up, Executor& executor) {
+    const Index tasks = (gate.cols + kTaskCols - 1) / kTaskCols;  // of a token
+    executor.parallel_for(gate.rows * tasks, [&](Index task, Index) {
+      const Index first = task % tasks * kTaskCols;
+      const Index last = std::min(first + kTaskCols, gate.cols);
+      float* g = gate.row(task / tasks);
+      const float* u = up.row(task / tasks);
+      for (Index i = first; i < last; ++i) g[i] = silu(g[i]) * u[i];
+    });
+  }
+
+  Linear gate_proj_;
+  Linear up_proj_;
+  Linear down_proj_;
+};
+
+}  // namespace mla
+
+#endif  // MLA_MODEL_MLP_HPP_
