@@ -1,0 +1,45 @@
+#ifndef MLA_MODEL_EMBEDDING_HPP_
+#define MLA_MODEL_EMBEDDING_HPP_
+
+#include <span>
+
+#include "mla/attention/context.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+#include "mla/model/model_config.hpp"
+
+namespace mla {
+
+/// The rows of a vocabulary: a view of checkpoint weights [vocab_size, hidden_size].
+class Embedding {
+ public:
+  Embedding() = default;
+  explicit Embedding(const WeightView& weight) : weight_(weight) {}
+
+  Index vocab_size() const noexcept { return weight_.rows; }
+  Index hidden_size() const noexcept { return weight_.cols; }
+
+  /// Throws std::invalid_argument naming the first token that is not in the vocabulary.
+  void check(std::span<const TokenId> tokens) const {
+    for (std::size_t t = 0; t < tokens.size(); ++t)
+      require(tokens[t] >= 0 && tokens[t] < vocab_size(), "token ", tokens[t], " at place ", t,
+              " is not in the vocabulary of ", vocab_size());
+  }
+
+  /// The rows of checked tokens -> out [tokens, hidden_size].
+  void forward(std::span<const TokenId> tokens, MatrixView<float> out,
+               const Context& context) const {
+    visit(weight_, [&]<class T>(MatrixView<const T> rows) {
+      for (Index t = 0; t < out.rows; ++t)
+        context.kernels().template of<T>().to_float(rows.row(tokens[static_cast<std::size_t>(t)]),
+                                                    rows.cols, out.row(t));
+    });
+  }
+
+ private:
+  WeightView weight_;
+};
+
+}  // namespace mla
+
+#endif  // MLA_MODEL_EMBEDDING_HPP_
