@@ -25,6 +25,9 @@ inline constexpr const char* kPrompts[] = {"short", "medium", "long"};
 /// from float64 by 1.8e-5, this library by about as much.
 inline constexpr float kLogitTolerance = 2e-4f;
 
+/// The fp8 goldens used value * scale as it is, Checkpoint rounds it to bfloat16.
+inline constexpr float kFp8Tolerance = 0.1f;
+
 inline const DecoderModel& trained_model() {
   static const DecoderModel model = DecoderModel::load(kModel);
   return model;

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <string>
+#include <vector>
 
 #include "support/compare.hpp"
 
@@ -44,6 +45,153 @@ TEST(TrainedDecoder, LogitsAreTheGoldens) {
                    prompt + "_mode" + std::to_string(static_cast<int>(mode)));
     }
   }
+}
+
+TEST(TrainedDecoder, HiddenStatesAreTheGoldensAfterEveryLayer) {
+  const Goldens goldens(kModel);
+  Recorder seen;
+  last_logits(trained_model(), goldens.prompt("short"), 0, {.observer = &seen});
+  expect_close(seen.embed, goldens.matrix("short.hidden.embed"), 0.0f, "embed");
+  for (int layer = 0; layer < 4; ++layer) {
+    const std::string name = "short.hidden.layer" + std::to_string(layer);
+    expect_close(seen.layers.at(static_cast<std::size_t>(layer)), goldens.matrix(name),
+                 kLogitTolerance, name);
+  }
+  expect_close(seen.norm, goldens.matrix("short.hidden.norm"), kLogitTolerance, "norm");
+}
+
+// The closest decision of the medium prompt is a margin of 9e-5.
+TEST(TrainedDecoder, RoutersChooseTheGoldensExperts) {
+  const Goldens goldens(kModel);
+  for (const std::string prompt : {"short", "medium"}) {
+    Recorder seen;
+    last_logits(trained_model(), goldens.prompt(prompt), 0,
+                {.chunk_tokens = 16, .observer = &seen});
+    for (int layer = 1; layer < 4; ++layer) {
+      const std::string name = prompt + ".router.layer" + std::to_string(layer);
+      const Recorder::Routing& routing = seen.routings.at(static_cast<std::size_t>(layer));
+      expect_close(routing.scores, goldens.matrix(name + ".scores"), 2e-5f, name + ".scores");
+      expect_close(routing.weights, goldens.matrix(name + ".topk_weights"), 2e-5f,
+                   name + ".topk_weights");
+      EXPECT_TRUE(std::ranges::equal(routing.experts, goldens.integers(name + ".topk_indices")))
+          << name;
+    }
+    EXPECT_EQ(seen.routings.at(0).experts.size(), 0u) << "layer 0 is dense";
+  }
+}
+
+// MTP logits [tokens - 1, vocab_size] of a prompt, both models' caches in chunks of `chunk`.
+RowMajorMatrix prediction_logits(const DecoderModel& model, std::span<const TokenId> tokens,
+                                 Index chunk) {
+  DecoderState<float> state(model.config());
+  Context context;
+  const Index slots = std::ssize(tokens) - 1;
+  RowMajorMatrix hidden(slots, model.hidden_size()), logits(slots, model.vocab_size());
+  model.forward_hidden(tokens.first(tokens.size() - 1), state, hidden, context);
+  for (Index first = 0; first < slots; first += chunk) {
+    const Index count = std::min(chunk, slots - first);
+    model.prediction()->forward(
+        hidden.middleRows(first, count),
+        tokens.subspan(static_cast<std::size_t>(first) + 1, static_cast<std::size_t>(count)), first,
+        *state.prediction(), logits.middleRows(first, count), context, Mode::absorbed);
+  }
+  return logits;
+}
+
+TEST(TrainedDecoder, MultiTokenPredictionIsTheGoldens) {
+  const Goldens goldens(kModel);
+  for (const std::string prompt : {"short", "medium"}) {
+    const RowMajorMatrix logits = prediction_logits(trained_model(), goldens.prompt(prompt), 1000);
+    expect_close(logits, goldens.matrix(prompt + ".mtp_logits"), kLogitTolerance,
+                 prompt + "_mtp_logits");
+    EXPECT_TRUE(same_bits(logits, prediction_logits(trained_model(), goldens.prompt(prompt), 3)));
+  }
+}
+
+TEST(TrainedDecoder, TheFp8CopyComputesItsGoldens) {
+  const Goldens goldens(kFp8Model);
+  const auto tokens = goldens.prompt("short");
+  expect_close(last_logits(fp8_model(), tokens, std::ssize(tokens), {}),
+               goldens.matrix("short.logits"), kFp8Tolerance, "logits");
+  expect_close(prediction_logits(fp8_model(), tokens, 1000), goldens.matrix("short.mtp_logits"),
+               kFp8Tolerance, "mtp_logits");
+}
+
+// What the goldens say of a window of the held-out text: BOS and its first 255 tokens predict it.
+struct WindowResult {
+  double loss = 0.0;   // mean, nats per token
+  Index accepted = 0;  // drafts of multi-token prediction that are the model's own best token
+};
+
+template <StorageElement T>
+WindowResult score_window(const DecoderModel& model, std::span<const TokenId> window,
+                          Context& context) {
+  std::vector<TokenId> input = {0};
+  input.insert(input.end(), window.begin(), window.end() - 1);
+  const Index tokens = std::ssize(input);
+  DecoderState<T> state(model.config());
+  RowMajorMatrix hidden(tokens, model.hidden_size());
+  RowMajorMatrix logits(tokens, model.vocab_size()), drafts(tokens - 1, model.vocab_size());
+  model.forward_hidden(input, state, hidden, context);
+  model.head(hidden, logits, context);
+  model.prediction()->forward(hidden.topRows(tokens - 1), std::span(input).subspan(1), 0,
+                              *state.prediction(), drafts, context);
+  WindowResult result;
+  for (Index t = 0; t < tokens; ++t) {
+    const Eigen::RowVectorXd row = logits.row(t).cast<double>();
+    const double peak = row.maxCoeff();
+    result.loss += peak + std::log((row.array() - peak).exp().sum()) -
+                   row(window[static_cast<std::size_t>(t)]);
+    if (t > 0) result.accepted += best_token(drafts, t - 1) == best_token(logits, t);
+  }
+  result.loss /= static_cast<double>(tokens);
+  return result;
+}
+
+// The mean of the windows against the stated loss; acceptance in percent.
+template <StorageElement T>
+void expect_validation(const DecoderModel& model, const Goldens& own, Index windows,
+                       double window_tolerance, double acceptance) {
+  constexpr std::size_t kWindow = 256;
+  const Goldens text(kModel);
+  const auto tokens = text.integers("validation.input_ids");
+  const auto expected = own.floats("validation.window_loss");
+  Context context;
+  double sum = 0.0, expected_sum = 0.0;
+  Index accepted = 0;
+  for (Index w = 0; w < windows; ++w) {
+    const auto i = static_cast<std::size_t>(w);
+    const WindowResult result =
+        score_window<T>(model, tokens.subspan(i * kWindow, kWindow), context);
+    EXPECT_NEAR(result.loss, expected[i], window_tolerance) << "window " << w;
+    sum += result.loss;
+    expected_sum += expected[i];
+    accepted += result.accepted;
+  }
+  const auto count = static_cast<double>(windows);
+  EXPECT_NEAR(sum / count, expected_sum / count, window_tolerance / 5);
+  const double percent = 100.0 * static_cast<double>(accepted) / (255.0 * count);
+  if (acceptance > 0.0) {
+    EXPECT_NEAR(percent, acceptance, 0.5);
+  }
+  ::testing::Test::RecordProperty("loss", std::to_string(sum / count));
+  ::testing::Test::RecordProperty("acceptance", std::to_string(percent));
+}
+
+TEST(TrainedDecoder, ValidationLossAndAcceptanceAreAsStated) {
+  expect_validation<float>(trained_model(), Goldens(kModel), 32, 0.002, 60.294);
+}
+
+TEST(TrainedDecoder, ValidationLossWithABfloat16CacheIsNearTheStated) {
+  expect_validation<bfloat16>(trained_model(), Goldens(kModel), 8, 0.01, 0.0);
+}
+
+TEST(TrainedDecoder, ValidationLossWithAFloat16CacheIsNearTheStated) {
+  expect_validation<float16>(trained_model(), Goldens(kModel), 8, 0.005, 0.0);
+}
+
+TEST(TrainedDecoder, ValidationLossOfTheFp8CopyIsAsStated) {
+  expect_validation<float>(fp8_model(), Goldens(kFp8Model), 32, 0.01, 60.257);
 }
 
 }  // namespace
