@@ -1,9 +1,10 @@
-// Linear and RmsNorm, the parts of which the layer is made.
+// Linear, RmsNorm and SoftmaxRows, of which the layer is made.
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <vector>
 
+#include "mla/attention/causal_attention.hpp"
 #include "mla/attention/linear.hpp"
 #include "mla/attention/rms_norm.hpp"
 #include "support/compare.hpp"
@@ -123,6 +124,20 @@ TEST(RmsNorm, EpsIsAddedToTheMeanSquare) {
   RmsNorm({weight, 1, 2}, 1e-6).forward({x, 1, 2}, context);
   // 1 / sqrt(2), to the rounding of three operations. eps 1e-5 would give 0.30.
   EXPECT_NEAR(x[0], 0.70710678f, 2e-7f);
+}
+
+TEST(SoftmaxRows, ARowThatSawNoKeyIsZeroNotNaN) {
+  Workspace workspace;
+  const Workspace::Scope scope(workspace);
+  GuardedMatrix<float> out(3, 2);
+  const SoftmaxRows softmax(out.view(), workspace);
+  *softmax.from_row(1).sum = 4.0f;
+  softmax.from_row(1).out[1] = 6.0f;
+  softmax.finish(0, 3);
+  EXPECT_EQ(out.at(0, 0), 0.0);
+  EXPECT_EQ(out.at(1, 1), 1.5);
+  EXPECT_EQ(out.at(2, 1), 0.0);
+  EXPECT_TRUE(out.gaps_are_untouched());
 }
 
 }  // namespace
