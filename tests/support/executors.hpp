@@ -2,6 +2,7 @@
 #define MLA_SUPPORT_EXECUTORS_HPP_
 
 #include <atomic>
+#include <latch>
 #include <stdexcept>
 #include <thread>
 #include <vector>
@@ -10,7 +11,7 @@
 
 namespace mla::test {
 
-/// Fresh threads for every call, which take the tasks as they come.
+/// Fresh threads for every call, which begin together and take the tasks as they come.
 class ThreadExecutor final : public Executor {
  public:
   explicit ThreadExecutor(Index threads) : threads_(threads) {}
@@ -19,7 +20,9 @@ class ThreadExecutor final : public Executor {
  private:
   void run(Index tasks, const Body& body) override {
     std::atomic<Index> next = 0;
+    std::latch start(threads_);
     const auto work = [&](Index worker) {
+      start.arrive_and_wait();
       for (Index task = next++; task < tasks; task = next++) body(task, worker);
     };
     std::vector<std::thread> others;
