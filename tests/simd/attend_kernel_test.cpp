@@ -3,6 +3,8 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
+#include <string>
+#include <tuple>
 #include <vector>
 
 #include "mla/simd/kernels.hpp"
@@ -15,13 +17,17 @@ namespace {
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-class AttendKernel : public EveryIsa {
+class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>> {
  protected:
+  AttendForm form() const noexcept {
+    return {simd::kernels_for(std::get<0>(GetParam())), std::get<1>(GetParam())};
+  }
+
   // Every row is the attention over the keys that it sees, or untouched where it sees none.
   template <StorageElement T>
   void expect_attention(AttendCase<T>& attend_case, const std::vector<Index>& visible,
                         const char* what) {
-    const AttendResult result = attend_case.run(kernels(), visible);
+    const AttendResult result = attend_case.run(form(), visible);
     ASSERT_TRUE(result.out.gaps_are_untouched()) << what;
     for (std::size_t r = 0; r < visible.size(); ++r) {
       const auto row = static_cast<Index>(r);
@@ -43,8 +49,8 @@ class AttendKernel : public EveryIsa {
   void expect_attention_at_straddling_sizes() {
     for (const RowLayout& layout : kRowLayouts)
       for (Index keys : kStraddlingSizes) {
-        // The rows fill register tiles of 2 and 4 in different ways; few where a key is long.
-        const Index rows = layout.width > 100 ? keys % 4 + 1 : keys % 14 + 3;
+        // The rows fill register tiles and vectors in different ways; few where a key is long.
+        const Index rows = layout.width > 100 ? keys % 4 + 1 : keys % 37 + 3;
         AttendCase<T> attend_case(layout, rows, keys, 1);
         expect_attention(attend_case, std::vector<Index>(static_cast<std::size_t>(rows), keys),
                          layout.name);
@@ -61,7 +67,13 @@ class AttendKernel : public EveryIsa {
     }
   }
 };
-MLA_FOR_EVERY_ISA(AttendKernel);
+INSTANTIATE_TEST_SUITE_P(Isa, AttendKernel,
+                         ::testing::Combine(::testing::ValuesIn(supported_isas()),
+                                            ::testing::Bool()),
+                         [](const auto& form) {
+                           return std::string(name_of(std::get<0>(form.param))) +
+                                  (std::get<1>(form.param) ? "_many_rows" : "_few_rows");
+                         });
 
 TEST_P(AttendKernel, IsSoftmaxAttentionAtTileBoundariesForFloat32) {
   expect_attention_at_straddling_sizes<float>();
@@ -101,7 +113,7 @@ TEST_P(AttendKernel, KeepsTheLogSumExp) {
   for (double spread : {1.0, 100.0}) {
     AttendCase<bfloat16> attend_case(kRowLayouts[1], 3, 129, 5, spread);
     const std::vector<Index> visible = {129, 64, 1};
-    const AttendResult result = attend_case.run(kernels(), visible);
+    const AttendResult result = attend_case.run(form(), visible);
     for (std::size_t r = 0; r < visible.size(); ++r) {
       const double expected = attend_case.expected(static_cast<Index>(r), visible[r]).log_sum_exp;
       const double actual =
@@ -122,8 +134,8 @@ TEST_P(AttendKernel, NaNAndInfinityInAnInvisibleKeyDoNotLeak) {
       spoiled.key_row(101)[i] = kInfinity;
       spoiled.key_row(102)[i] = -kInfinity;
     }
-    const AttendResult expected = clean.run(kernels(), visible);
-    const AttendResult actual = spoiled.run(kernels(), visible);
+    const AttendResult expected = clean.run(form(), visible);
+    const AttendResult actual = spoiled.run(form(), visible);
     for (Index r : {0, 3, 4}) EXPECT_TRUE(actual.same_row(r, expected, r)) << r;
     for (Index r : {1, 2}) EXPECT_TRUE(std::isnan(actual.out.at(r, 0))) << r;
   }
@@ -137,7 +149,7 @@ TEST_P(AttendKernel, AVisibleNaNIsNotHidden) {
                           layout.tail_offset, layout.tail_offset + layout.tail_width - 1}) {
       AttendCase<float> attend_case(layout, 3, 150, 7);
       attend_case.key_row(key)[element] = kNaN;
-      const AttendResult result = attend_case.run(kernels(), {150, 150, 150});
+      const AttendResult result = attend_case.run(form(), {150, 150, 150});
       for (Index r = 0; r < 3; ++r)
         for (Index c = 0; c < layout.value_width; ++c)
           ASSERT_TRUE(std::isnan(result.out.at(r, c) /
@@ -146,7 +158,7 @@ TEST_P(AttendKernel, AVisibleNaNIsNotHidden) {
     }
   AttendCase<bfloat16> attend_case(layout, 1, 65, 8);
   attend_case.key_row(64)[layout.value_offset + 2] = bfloat16(kNaN);
-  const AttendResult result = attend_case.run(kernels(), {65});
+  const AttendResult result = attend_case.run(form(), {65});
   EXPECT_TRUE(std::isnan(result.out.at(0, 2)));
   EXPECT_FALSE(std::isnan(result.out.at(0, 1)));
 }
@@ -154,19 +166,18 @@ TEST_P(AttendKernel, AVisibleNaNIsNotHidden) {
 TEST_P(AttendKernel, AllNaNLogitsOfATileAreNotHiddenByLaterOnes) {
   AttendCase<float> attend_case(kRowLayouts[6], 1, 200, 9);
   for (Index k = 0; k < 64; ++k) attend_case.key_row(k)[3] = kNaN;
-  EXPECT_TRUE(std::isnan(attend_case.run(kernels(), {200}).out.at(0, 0)));
+  EXPECT_TRUE(std::isnan(attend_case.run(form(), {200}).out.at(0, 0)));
 }
 
 TEST_P(AttendKernel, ContinuingOverCallsSplitAtTilesEqualsOneCallToTheLastBit) {
   const std::vector<Index> visible = {600, 0, 599, 64, 65, 320, 1};
   for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[6]}) {
     const AttendCase<bfloat16> attend_case(layout, 7, 600, 10);
-    const AttendResult once = attend_case.run(kernels(), visible);
+    const AttendResult once = attend_case.run(form(), visible);
     for (Index part : {64, 128, 320, 576}) {
       AttendResult parts(7, layout.value_width);
       for (Index first = 0; first < 600; first += part)
-        attend_case.run_part(kernels(), visible, 0, first, std::min<Index>(part, 600 - first),
-                             parts);
+        attend_case.run_part(form(), visible, 0, first, std::min<Index>(part, 600 - first), parts);
       for (Index r = 0; r < 7; ++r) EXPECT_TRUE(parts.same_row(r, once, r)) << part << " row " << r;
     }
   }
@@ -177,11 +188,11 @@ TEST_P(AttendKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
   for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[3], kRowLayouts[6]}) {
     AttendCase<float> attend_case(layout, 9, 129, 11);
     attend_case.queries().view()(3, 0) = kNaN;  // must stay there (its sign is the compiler's)
-    const AttendResult together = attend_case.run(kernels(), visible);
+    const AttendResult together = attend_case.run(form(), visible);
     for (Index first = 0; first < 9; ++first)
       for (Index count = 1; first + count <= 9; ++count) {
         const std::vector<Index> part(visible.begin() + first, visible.begin() + first + count);
-        const AttendResult alone = attend_case.run(kernels(), part, first);
+        const AttendResult alone = attend_case.run(form(), part, first);
         for (Index r = 0; r < count; ++r)
           ASSERT_TRUE(first + r == 3 ? std::isnan(alone.out.at(r, 0))
                                      : alone.same_row(r, together, first + r))
@@ -193,10 +204,10 @@ TEST_P(AttendKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
 TEST_P(AttendKernel, ThePageSizeDoesNotChangeASingleBit) {
   const std::vector<Index> visible = {300, 65, 200};
   const RowLayout& layout = kRowLayouts[1];
-  const AttendResult small = AttendCase<float>(layout, 3, 300, 12, 2.0, 64).run(kernels(), visible);
+  const AttendResult small = AttendCase<float>(layout, 3, 300, 12, 2.0, 64).run(form(), visible);
   for (Index page_rows : {128, 192, 300, 500}) {  // one page may be of any size
     const AttendResult large =
-        AttendCase<float>(layout, 3, 300, 12, 2.0, page_rows).run(kernels(), visible);
+        AttendCase<float>(layout, 3, 300, 12, 2.0, page_rows).run(form(), visible);
     for (Index r = 0; r < 3; ++r) EXPECT_TRUE(large.same_row(r, small, r)) << page_rows;
   }
 }
@@ -204,8 +215,8 @@ TEST_P(AttendKernel, ThePageSizeDoesNotChangeASingleBit) {
 TEST_P(AttendKernel, NoRowsAndNoKeysChangeNothing) {
   const AttendCase<float> attend_case(kRowLayouts[6], 2, 64, 13);
   AttendResult result(2, kRowLayouts[6].value_width);
-  attend_case.run_part(kernels(), {}, 0, 0, 64, result);
-  attend_case.run_part(kernels(), {64, 64}, 0, 0, 0, result);
+  attend_case.run_part(form(), {}, 0, 0, 64, result);
+  attend_case.run_part(form(), {64, 64}, 0, 0, 0, result);
   for (Index r = 0; r < 2; ++r)
     EXPECT_TRUE(result.same_row(r, AttendResult(2, kRowLayouts[6].value_width), 0));
 }

@@ -33,6 +33,12 @@ inline constexpr RowLayout kRowLayouts[] = {
     {"value before the key", 70, 40, 16, 60, 10, 1, 33},
 };
 
+/// One of the two attention kernels of an instruction set.
+struct AttendForm {
+  const simd::Kernels& kernels;
+  bool many;  ///< attend_many(), else attend()
+};
+
 /// What attend() leaves behind for some rows.
 struct AttendResult {
   explicit AttendResult(Index rows, Index width)
@@ -94,15 +100,15 @@ class AttendCase {
   }
 
   /// All keys for `visible.size()` query rows from `first_row` on.
-  AttendResult run(const simd::Kernels& kernels, const std::vector<Index>& visible,
+  AttendResult run(const AttendForm& form, const std::vector<Index>& visible,
                    Index first_row = 0) const {
     AttendResult result(static_cast<Index>(visible.size()), layout_.value_width);
-    run_part(kernels, visible, first_row, 0, keys_, result);
+    run_part(form, visible, first_row, 0, keys_, result);
     return result;
   }
 
   /// Continues `result` with keys [first_key, + count); first_key begins a page.
-  void run_part(const simd::Kernels& kernels, std::vector<Index> visible, Index first_row,
+  void run_part(const AttendForm& form, std::vector<Index> visible, Index first_row,
                 Index first_key, Index count, AttendResult& result) const {
     for (Index& v : visible) v -= first_key;  // may be negative, or more than there are
     const simd::QueryRows queries = {queries_.view().row(first_row), queries_.view().stride,
@@ -117,7 +123,12 @@ class AttendCase {
                                         .tail_width = layout_.tail_width,
                                         .value_offset = layout_.value_offset,
                                         .value_width = layout_.value_width};
-    kernels.of<T>().attend(queries, keys, scale(), result.state());
+    const auto& kernels = form.kernels.of<T>();
+    if (!form.many) return kernels.attend(queries, keys, scale(), result.state());
+    const AlignedBuffer<float> scratch(static_cast<std::size_t>(form.kernels.attend_many_scratch(
+        queries.rows, layout_.key_width + layout_.tail_width, layout_.value_width)));
+    std::fill(scratch.begin(), scratch.end(), std::numeric_limits<float>::quiet_NaN());
+    kernels.attend_many(queries, keys, scale(), result.state(), scratch.data());
   }
 
   /// Softmax attention of one row over its first `visible` >= 1 keys, in double.

@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <span>
 
-#include "mla/attention/causal_attention.hpp"
+#include "mla/attention/cached_tokens.hpp"
 #include "mla/attention/cost_model.hpp"
 #include "mla/attention/latent_kv_cache.hpp"
 #include "mla/core/config.hpp"

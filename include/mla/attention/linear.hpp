@@ -20,6 +20,12 @@ inline std::vector<float> to_float_vector(const WeightView& weight) {
   return values;
 }
 
+/// Scratch memory of simd::TypedKernels::linear, a row for each worker of the executor.
+inline MatrixView<float> linear_scratch(Context& context) {
+  return context.workspace().take_matrix<float>(context.executor().concurrency(),
+                                                context.kernels().linear_scratch);
+}
+
 /// x * weight^T + bias over a view of row-major checkpoint weights, which are never copied.
 class Linear {
  public:
@@ -43,19 +49,20 @@ class Linear {
   }
 
  private:
-  // Output features a task: enough to hide the cost of starting it.
-  static constexpr Index kTaskRows = 64;
-
   template <class T>
   void forward(MatrixView<const T> weight, MatrixView<const float> x, MatrixView<float> out,
                Context& context) const {
+    constexpr Index kOutputs = simd::kTaskOutputs;
+    const Workspace::Scope scope(context.workspace());
+    const auto scratch = linear_scratch(context);
     const auto& kernels = context.kernels().of<T>();
-    const Index tasks = (weight.rows + kTaskRows - 1) / kTaskRows;
-    context.executor().parallel_for(tasks, [&](Index task, Index) {
-      const Index first = task * kTaskRows;
-      const Index rows = std::min(kTaskRows, weight.rows - first);
-      kernels.linear(x, weight.row_range(first, rows), out.col_range(first, rows));
-      if (!bias_.empty()) add_bias(first, out.col_range(first, rows));
+    const Index tasks = (weight.rows + kOutputs - 1) / kOutputs;
+    context.executor().parallel_for(tasks, [&](Index task, Index worker) {
+      const Index first = task * kOutputs;
+      const Index outputs = std::min(kOutputs, weight.rows - first);
+      kernels.linear(x, weight.row_range(first, outputs), out.col_range(first, outputs),
+                     scratch.row(worker));
+      if (!bias_.empty()) add_bias(first, out.col_range(first, outputs));
     });
   }
 

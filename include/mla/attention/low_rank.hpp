@@ -157,23 +157,26 @@ class LatentDecompression {
   void project_values(MatrixView<const float> latent_values, MatrixView<float> values,
                       Context& context) const {
     const Index rank = config_.kv_lora_rank, v = config_.v_head_dim;
-    context.executor().parallel_for(config_.num_attention_heads, [&](Index h, Index) {
+    const Workspace::Scope scope(context.workspace());
+    const auto scratch = linear_scratch(context);
+    context.executor().parallel_for(config_.num_attention_heads, [&](Index h, Index worker) {
       visit(values_, [&](auto weight) {
         kernels(weight, context)
             .linear(latent_values.col_range(h * rank, rank), value_head(weight, h),
-                    values.col_range(h * v, v));
+                    values.col_range(h * v, v), scratch.row(worker));
       });
     });
   }
 
-  /// latents [keys, rank] -> keys [keys, nope] and values [keys, v] of head h. Runs where called.
+  /// latents [keys, rank] -> keys [keys, nope] and values [keys, v] of head h. Runs where called;
+  /// `scratch` is a row of linear_scratch().
   void decompress(MatrixView<const float> latents, Index h, MatrixView<float> keys,
-                  MatrixView<float> values, const Context& context) const noexcept {
+                  MatrixView<float> values, float* scratch, const Context& context) const noexcept {
     visit(keys_, [&](auto weight) {
-      kernels(weight, context).linear(latents, key_head(weight, h), keys);
+      kernels(weight, context).linear(latents, key_head(weight, h), keys, scratch);
     });
     visit(values_, [&](auto weight) {
-      kernels(weight, context).linear(latents, value_head(weight, h), values);
+      kernels(weight, context).linear(latents, value_head(weight, h), values, scratch);
     });
   }
 

@@ -130,8 +130,8 @@ class MultiheadLatentAttention {
   void attend(Mode mode, std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
               MatrixView<float> values, Context& context) const {
     if (mode == Mode::decompressed)
-      return decompressed_attention(config_, softmax_scale(), decompression_, batch, queries,
-                                    values, context);
+      return DecompressedAttention<T>(config_, softmax_scale(), decompression_)
+          .forward(batch, queries, values, context);
     const Workspace::Scope scope(context.workspace());
     const Index heads = config_.num_attention_heads;
     const auto latent_queries = context.workspace().take_matrix<float>(
@@ -139,7 +139,8 @@ class MultiheadLatentAttention {
     const auto latent_values =
         context.workspace().take_matrix<float>(queries.rows, heads * config_.kv_lora_rank);
     decompression_.absorb(queries, latent_queries, context);
-    absorbed_attention<T>(config_, softmax_scale(), batch, latent_queries, latent_values, context);
+    AbsorbedAttention<T>(config_, softmax_scale())
+        .forward(batch, latent_queries, latent_values, context);
     decompression_.project_values(latent_values, values, context);
   }
 

@@ -5,10 +5,10 @@
 #include <numeric>
 #include <span>
 
-#include "mla/attention/causal_attention.hpp"
 #include "mla/attention/context.hpp"
 #include "mla/attention/linear.hpp"
 #include "mla/attention/rope.hpp"
+#include "mla/attention/softmax_rows.hpp"
 #include "mla/baseline/grouped_query_config.hpp"
 #include "mla/baseline/key_value_cache.hpp"
 #include "mla/core/error.hpp"
@@ -211,10 +211,11 @@ class GroupedQueryAttention {
       const Index head = task / tasks, first = task % tasks * kTaskRows;
       const Index rows = std::min(kTaskRows, head_rows - first);
       const Index row = head * head_rows + first;
+      softmax.start(row, rows);
       context.kernels().of<T>().attend({grouped.row(row), grouped.stride, rows, visible + first},
                                        cache.head(head, visible[first + rows - 1]), scale,
-                                       softmax.from_row(row));
-      softmax.finish(row, rows);
+                                       softmax.state(row));
+      for (Index r = row; r < row + rows; ++r) softmax.finish(r, out.row(r));
     });
     copy_groups(values, out, [](float* by_token, const float* by_group, Index n) {
       std::copy_n(by_group, n, by_token);

@@ -18,6 +18,9 @@ namespace mla::simd {
 /// with them rounding, depend on a key's place in the sequence only.
 inline constexpr Index kTileKeys = 64;
 
+/// Output features that are best given to one call of linear().
+inline constexpr Index kTaskOutputs = 64;
+
 /// Rows of queries [rows, key_width + tail_width] and how much of the sequence each may see.
 struct QueryRows {
   const float* data;
@@ -55,14 +58,19 @@ struct SoftmaxState {
 template <class T>
 struct TypedKernels {
   /// out[t, o] = sum_i x[t, i] * weight[o, i]: a projection by row-major weights [out, in].
-  void (*linear)(MatrixView<const float> x, MatrixView<const T> weight,
-                 MatrixView<float> out) noexcept;
+  /// `scratch`: linear_scratch floats, aligned to a cache line.
+  void (*linear)(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out,
+                 float* scratch) noexcept;
   /// out[t, c] = sum_r x[t, r] * weight[r, c]: the transposed product, absorbs W_UK into a query.
   void (*linear_transposed)(MatrixView<const float> x, MatrixView<const T> weight,
                             MatrixView<float> out) noexcept;
-  /// Softmax attention of query rows over key rows, continuing `state`.
+  /// Softmax attention of a few query rows over key rows, continuing `state`.
   void (*attend)(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
                  const SoftmaxState& state) noexcept;
+  /// The same for many rows that share their keys, in another order of additions. `scratch`:
+  /// attend_many_scratch() floats, aligned to a cache line.
+  void (*attend_many)(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
+                      const SoftmaxState& state, float* scratch) noexcept;
   /// Conversion of n elements, to nearest even.
   void (*to_float)(const T* in, Index n, float* out) noexcept;
   void (*from_float)(const float* in, Index n, T* out) noexcept;
@@ -73,6 +81,10 @@ struct Kernels {
   TypedKernels<float> f32;
   TypedKernels<bfloat16> bf16;
   TypedKernels<float16> f16;
+  /// Floats of scratch memory that linear() needs.
+  Index linear_scratch;
+  /// Floats of scratch memory that attend_many() needs; key_width includes the tail.
+  Index (*attend_many_scratch)(Index rows, Index key_width, Index value_width) noexcept;
   /// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. `out` may be `x`.
   void (*rms_norm)(const float* x, const float* weight, Index n, float eps, float* out) noexcept;
   /// Rotates n/2 pairs in place: (2i, 2i+1) if interleaved, else (i, i + n/2). cos, sin: [n/2].

@@ -29,34 +29,40 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
-namespace mla::simd::inline MLA_SIMD_BASELINE::scalar {
+namespace mla::simd {
+inline namespace MLA_SIMD_BASELINE {
+
+namespace scalar {
 inline constexpr Isa kIsa = Isa::scalar;
 #include "mla/simd/detail/vec_scalar.inl"
 //
 #include "mla/simd/detail/kernels.inl"
-}  // namespace mla::simd::inline MLA_SIMD_BASELINE::scalar
+}  // namespace scalar
 
 #if defined(__x86_64__)
 
 MLA_REGION_BEGIN("avx2,fma,f16c")
-namespace mla::simd::inline MLA_SIMD_BASELINE::avx2 {
+namespace avx2 {
 inline constexpr Isa kIsa = Isa::avx2;
 #include "mla/simd/detail/vec_avx2.inl"
 //
 #include "mla/simd/detail/kernels.inl"
-}  // namespace mla::simd::inline MLA_SIMD_BASELINE::avx2
+}  // namespace avx2
 MLA_REGION_END
 
 MLA_REGION_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
-namespace mla::simd::inline MLA_SIMD_BASELINE::avx512 {
+namespace avx512 {
 inline constexpr Isa kIsa = Isa::avx512;
 #include "mla/simd/detail/vec_avx512.inl"
 //
 #include "mla/simd/detail/kernels.inl"
-}  // namespace mla::simd::inline MLA_SIMD_BASELINE::avx512
+}  // namespace avx512
 MLA_REGION_END
 
 #endif  // __x86_64__
+
+}  // namespace MLA_SIMD_BASELINE
+}  // namespace mla::simd
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop

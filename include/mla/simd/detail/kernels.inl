@@ -10,22 +10,31 @@ struct TileSize {
   static constexpr int value = kSize;
 };
 
-// Covers [0, count): tile(TileSize<kSize>, first) as often as it fits, then for single elements.
+// Covers [first, count): tile(TileSize<kSize>, first) as often as it fits, then smaller tiles.
 template <int kSize, class Tile>
-MLA_INLINE void for_tiles(Index count, const Tile& tile) {
-  Index first = 0;
+MLA_INLINE void for_tiles(Index count, const Tile& tile, Index first = 0) {
   for (; first + kSize <= count; first += kSize) tile(TileSize<kSize>(), first);
-  for (; first < count; ++first) tile(TileSize<1>(), first);
+  if constexpr (kSize > 1) for_tiles<(kSize + 1) / 2>(count, tile, first);
 }
 
-#include "mla/simd/detail/kernels_attend.inl"
-#include "mla/simd/detail/kernels_linear.inl"
 #include "mla/simd/detail/kernels_rows.inl"
+//
+#include "mla/simd/detail/kernels_linear.inl"
+//
+#include "mla/simd/detail/kernels_softmax.inl"
+//
+#include "mla/simd/detail/kernels_attend.inl"
+#include "mla/simd/detail/kernels_attend_many.inl"
 
 template <class T>
-inline constexpr TypedKernels<T> kTypedKernels = {&linear<T>, &linear_transposed<T>, &attend<T>,
-                                                  &to_float<T>, &from_float<T>};
+inline constexpr TypedKernels<T> kTypedKernels = {
+    &linear<T>, &linear_transposed<T>, &attend<T>, &attend_many<T>, &to_float<T>, &from_float<T>};
 
-inline constexpr Kernels kKernels = {
-    kIsa,   kTypedKernels<float>, kTypedKernels<bfloat16>, kTypedKernels<float16>, &rms_norm,
-    &rotate};
+inline constexpr Kernels kKernels = {kIsa,
+                                     kTypedKernels<float>,
+                                     kTypedKernels<bfloat16>,
+                                     kTypedKernels<float16>,
+                                     LinearBlocks::kFloats,
+                                     &attend_many_scratch,
+                                     &rms_norm,
+                                     &rotate};

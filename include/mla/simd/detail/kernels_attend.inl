@@ -1,20 +1,5 @@
-// Attention of query rows over key rows: online softmax (Milakov and Gimelshein 2018) over tiles of
-// kTileKeys keys, in powers of two with log2(e) folded into the scale.
-
-// 2^x for x <= 0, relative error below 2e-7 (Cephes' exp2f); 2^-126 below that, NaN for NaN.
-MLA_INLINE F32 exp2_non_positive(F32 x) {
-  x = max(set1(-126.0f), x);
-  const F32 n = round(x);
-  const F32 f = x - n;
-  F32 p = set1(1.535336188319500e-4f);
-  p = fma(p, f, set1(1.339887440266574e-3f));
-  p = fma(p, f, set1(9.618437357674640e-3f));
-  p = fma(p, f, set1(5.550332471162809e-2f));
-  p = fma(p, f, set1(2.402264791363012e-1f));
-  p = fma(p, f, set1(6.931472028550421e-1f));
-  p = fma(p, f, set1(1.0f));
-  return p * pow2(n);
-}
+// Attention of a few query rows over key rows: the lanes are dimensions, in scores and in the value
+// product.
 
 // Some keys and values of one page: element (k, i) of the keys is key[k * stride + i].
 template <class T>
@@ -70,19 +55,19 @@ template <int kRows, class T>
 MLA_INLINE void value_tile(const float (*scores)[kTileKeys], const float* factor,
                            const Index* visible, Index common, const KeyTile<T>& tile, float* out,
                            Index out_stride) {
-  for_column_vectors(
+  for_column_vectors<kColTile>(
       tile.value_width, [&](auto cols, Index c, const auto& load_row, const auto& save) {
         F32 acc[kRows][cols.value];
         MLA_UNROLL (r, kRows)
           MLA_UNROLL (j, cols.value)
             acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
         const T* value = tile.value + c;
-        multiply_tile(scores[0], kTileKeys, value, tile.stride, common, load_row, acc);
+        multiply_tile({scores[0], kTileKeys, 1}, value, tile.stride, common, load_row, acc);
         MLA_UNROLL (r, kRows) {
           F32 rest[1][cols.value];
           MLA_UNROLL (j, cols.value) rest[0][j] = acc[r][j];
-          multiply_tile(scores[r] + common, kTileKeys, value + common * tile.stride, tile.stride,
-                        visible[r] - common, load_row, rest);
+          multiply_tile({scores[r] + common, kTileKeys, 1}, value + common * tile.stride,
+                        tile.stride, visible[r] - common, load_row, rest);
           MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, rest[0][j]);
         }
       });
@@ -118,19 +103,12 @@ void attend_tile(const QueryRows& queries, Index first_row, const KeyTile<T>& ti
 template <class T>
 void attend(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
             const SoftmaxState& state) noexcept {
-  constexpr float kLog2E = 1.44269504088896341f;
-  const float scale = softmax_scale * kLog2E;
-  for (Index first_key = 0, count; first_key < keys.count; first_key += count) {
-    const Index place = first_key % keys.page_rows;
-    const Index left = keys.count - first_key;
-    count = keys.page_rows - place < left ? keys.page_rows - place : left;
-    count = count < kTileKeys ? count : kTileKeys;
-    const T* row = keys.pages[first_key / keys.page_rows] + place * keys.row_stride;
+  for_key_tiles(keys, [&](const T* row, Index first_key, Index count) {
     const KeyTile<T> tile = {row + keys.key_offset, row + keys.tail_offset, row + keys.value_offset,
                              keys.row_stride,       keys.key_width,         keys.tail_width,
                              keys.value_width};
     for_tiles<kRowTile>(queries.rows, [&](auto rows, Index r) {
-      attend_tile<rows.value>(queries, r, tile, first_key, count, scale, state);
+      attend_tile<rows.value>(queries, r, tile, first_key, count, softmax_scale * kLog2E, state);
     });
-  }
+  });
 }

@@ -2,6 +2,9 @@
 // kernel_bodies.hpp.
 
 inline constexpr int kLanes = 8;
+inline constexpr int kScoreKeys = 6;
+inline constexpr int kValueRows = 4;
+inline constexpr int kTokenTile = 3;
 inline constexpr int kRowTile = 2;  // rows that a register tile holds; its columns are 4
 
 struct F32 {
@@ -72,6 +75,11 @@ MLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)
 // The larger one; b where either is NaN.
 MLA_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 
+// Lane by lane a < b ? yes : no.
+MLA_INLINE F32 if_less(F32 a, F32 b, F32 yes, F32 no) {
+  return {_mm256_blendv_ps(no.v, yes.v, _mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ))};
+}
+
 // To the nearest integer, ties to even.
 MLA_INLINE F32 round(F32 a) {
   return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -82,13 +90,14 @@ MLA_INLINE F32 pow2(F32 n) {
   return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
 }
 
-MLA_INLINE float reduce_add(F32 a) {
-  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+MLA_INLINE __m128 fold(F32 a) {
+  return _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
 }
-MLA_INLINE float reduce_max(F32 a) {
-  __m128 s = _mm_max_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
-  s = _mm_max_ps(s, _mm_movehl_ps(s, s));
-  return _mm_cvtss_f32(_mm_max_ss(s, _mm_movehdup_ps(s)));
+MLA_INLINE float reduce_add(F32 a) {
+  const __m128 pairs = _mm_hadd_ps(fold(a), fold(a));
+  return _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs));
+}
+// Four sums at once, each as reduce_add() makes it, to out[0..3].
+MLA_INLINE void reduce_add(F32 a, F32 b, F32 c, F32 d, float* out) {
+  _mm_storeu_ps(out, _mm_hadd_ps(_mm_hadd_ps(fold(a), fold(b)), _mm_hadd_ps(fold(c), fold(d))));
 }

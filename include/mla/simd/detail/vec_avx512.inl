@@ -2,6 +2,9 @@
 // see kernel_bodies.hpp.
 
 inline constexpr int kLanes = 16;
+inline constexpr int kScoreKeys = 8;
+inline constexpr int kValueRows = 8;
+inline constexpr int kTokenTile = 6;
 inline constexpr int kRowTile = 4;  // rows that a register tile holds; its columns are 4
 
 struct F32 {
@@ -64,6 +67,11 @@ MLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)
 // The larger one; b where either is NaN.
 MLA_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 
+// Lane by lane a < b ? yes : no.
+MLA_INLINE F32 if_less(F32 a, F32 b, F32 yes, F32 no) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), no.v, yes.v)};
+}
+
 // To the nearest integer, ties to even.
 MLA_INLINE F32 round(F32 a) {
   return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
@@ -71,5 +79,15 @@ MLA_INLINE F32 round(F32 a) {
 // 2^n for integers n in [-126, 127].
 MLA_INLINE F32 pow2(F32 n) { return {_mm512_scalef_ps(_mm512_set1_ps(1.0f), n.v)}; }
 
-MLA_INLINE float reduce_add(F32 a) { return _mm512_reduce_add_ps(a.v); }
-MLA_INLINE float reduce_max(F32 a) { return _mm512_reduce_max_ps(a.v); }
+MLA_INLINE __m128 fold(F32 a) {
+  const __m256 s = _mm256_add_ps(_mm512_castps512_ps256(a.v), _mm512_extractf32x8_ps(a.v, 1));
+  return _mm_add_ps(_mm256_castps256_ps128(s), _mm256_extractf128_ps(s, 1));
+}
+MLA_INLINE float reduce_add(F32 a) {
+  const __m128 pairs = _mm_hadd_ps(fold(a), fold(a));
+  return _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs));
+}
+// Four sums at once, each as reduce_add() makes it, to out[0..3].
+MLA_INLINE void reduce_add(F32 a, F32 b, F32 c, F32 d, float* out) {
+  _mm_storeu_ps(out, _mm_hadd_ps(_mm_hadd_ps(fold(a), fold(b)), _mm_hadd_ps(fold(c), fold(d))));
+}

@@ -2,6 +2,9 @@
 // can compile. Included inside a namespace; see kernel_bodies.hpp.
 
 inline constexpr int kLanes = 4;
+inline constexpr int kScoreKeys = 4;
+inline constexpr int kValueRows = 4;
+inline constexpr int kTokenTile = 2;
 inline constexpr int kRowTile = 2;  // rows that a register tile holds; its columns are 4
 
 using Native = float __attribute__((vector_size(16)));
@@ -41,6 +44,9 @@ MLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return {a.v * b.v + c.v}; }
 // The larger one; b where either is NaN.
 MLA_INLINE F32 max(F32 a, F32 b) { return {a.v > b.v ? a.v : b.v}; }
 
+// Lane by lane a < b ? yes : no.
+MLA_INLINE F32 if_less(F32 a, F32 b, F32 yes, F32 no) { return {a.v < b.v ? yes.v : no.v}; }
+
 // To the nearest integer, ties to even, |x| < 2^22.
 MLA_INLINE F32 round(F32 a) {
   const F32 magic = set1(0x1.8p23f);
@@ -52,9 +58,11 @@ MLA_INLINE F32 pow2(F32 n) {
   return {reinterpret_cast<Native>((bits << 23) + (127u << 23))};
 }
 
-MLA_INLINE float reduce_add(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
-MLA_INLINE float reduce_max(F32 a) {
-  const float x = a.v[0] > a.v[2] ? a.v[0] : a.v[2];
-  const float y = a.v[1] > a.v[3] ? a.v[1] : a.v[3];
-  return x > y ? x : y;
+MLA_INLINE float reduce_add(F32 a) { return (a.v[0] + a.v[1]) + (a.v[2] + a.v[3]); }
+// Four sums at once, to out[0..3].
+MLA_INLINE void reduce_add(F32 a, F32 b, F32 c, F32 d, float* out) {
+  out[0] = reduce_add(a);
+  out[1] = reduce_add(b);
+  out[2] = reduce_add(c);
+  out[3] = reduce_add(d);
 }

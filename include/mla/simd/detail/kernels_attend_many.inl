@@ -1,0 +1,222 @@
+// Attention of many query rows over the same keys, in blocks of up to kBlockRows. In scores and
+// softmax the lanes are rows: an element of a key is one broadcast, and nothing is summed across
+// lanes. In the value product the lanes are the dimensions of the values. float32 arithmetic; rows
+// of 16-bit elements are widened once a tile.
+
+inline constexpr int kBlockRows = 2 * kLanes;
+inline constexpr int kValueColumns = 3;  // vectors of a value that a register tile holds
+
+// One tile of keys and values in float32.
+struct FloatTile {
+  const float* key;
+  const float* tail;
+  const float* value;
+  Index stride;
+  Index count;
+};
+
+// Rows [first, + rows) of the queries, and the state of their softmax with a lane for each. The
+// lanes are those of two vectors, or of one if that is enough.
+struct QueryBlock {
+  Index first;
+  Index rows;
+  Index lanes;
+  float* packed;   // [key_width + tail_width][lanes], 0 where there is no row
+  float* maximum;  // [lanes]
+  float* sum;      // [lanes]
+};
+
+MLA_INLINE Index round_up_to_lanes(Index n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
+// Floats that a block keeps: maximum, sum and the packed queries.
+MLA_INLINE Index block_floats(Index width) { return kBlockRows * (width + 2); }
+
+inline Index attend_many_scratch(Index rows, Index key_width, Index value_width) noexcept {
+  const Index blocks = (rows + kBlockRows - 1) / kBlockRows;
+  return blocks * block_floats(key_width) + kTileKeys * round_up_to_lanes(key_width + value_width);
+}
+
+inline void start_block(const QueryRows& queries, const QueryBlock& block, Index width,
+                        const SoftmaxState& state) noexcept {
+  for (Index r = 0; r < block.lanes; ++r) {
+    const bool used = r < block.rows;
+    block.maximum[r] = used ? state.maximum[block.first + r] : 0.0f;
+    block.sum[r] = used ? state.sum[block.first + r] : 0.0f;
+  }
+  const float* first = queries.data + block.first * queries.stride;
+  for (Index d = 0; d < width; ++d)
+    for (Index r = 0; r < block.lanes; ++r)
+      block.packed[d * block.lanes + r] = r < block.rows ? first[r * queries.stride + d] : 0.0f;
+}
+
+inline void finish_block(const QueryBlock& block, const SoftmaxState& state) noexcept {
+  for (Index r = 0; r < block.rows; ++r) {
+    state.maximum[block.first + r] = block.maximum[r];
+    state.sum[block.first + r] = block.sum[r];
+  }
+}
+
+// `count` rows from `row` on: in place if they are float32, else widened to `memory`.
+template <class T>
+MLA_INLINE FloatTile float_tile(const KeyValueRows<T>& keys, const T* row, Index count,
+                                float* memory) {
+  if constexpr (std::is_same_v<T, float>) {
+    return {row + keys.key_offset, row + keys.tail_offset, row + keys.value_offset, keys.row_stride,
+            count};
+  } else {
+    const Index width = keys.key_width + keys.tail_width;
+    // A latent cache's value is part of its key: once is enough.
+    const bool shared = keys.value_offset >= keys.key_offset &&
+                        keys.value_offset + keys.value_width <= keys.key_offset + keys.key_width;
+    const Index stride = round_up_to_lanes(width + keys.value_width);
+    for (Index k = 0; k < count; ++k, row += keys.row_stride) {
+      float* to = memory + k * stride;
+      to_float(row + keys.key_offset, keys.key_width, to);
+      to_float(row + keys.tail_offset, keys.tail_width, to + keys.key_width);
+      if (!shared) to_float(row + keys.value_offset, keys.value_width, to + width);
+    }
+    const Index value = shared ? keys.value_offset - keys.key_offset : width;
+    return {memory, memory + keys.key_width, memory + value, stride, count};
+  }
+}
+
+// scores[k][row] = query[row] . key[k] for kKeys keys, along two stretches of the key.
+template <int kVectors, int kKeys, class T>
+MLA_INLINE void score_keys(const float* packed, const FloatTile& tile, const KeyValueRows<T>& keys,
+                           Index k, float (*scores)[kBlockRows]) {
+  F32 acc[kKeys][kVectors] = {};
+  const auto accumulate = [&](const float* query, const float* key, Index width) {
+    for (Index d = 0; d < width; ++d) {
+      F32 q[kVectors];
+      MLA_UNROLL (v, kVectors) q[v] = load(query + (d * kVectors + v) * kLanes);
+      MLA_UNROLL (j, kKeys) {
+        const F32 x = set1(key[j * tile.stride + d]);
+        MLA_UNROLL (v, kVectors) acc[j][v] = fma(q[v], x, acc[j][v]);
+      }
+    }
+  };
+  accumulate(packed, tile.key + k * tile.stride, keys.key_width);
+  accumulate(packed + keys.key_width * kVectors * kLanes, tile.tail + k * tile.stride,
+             keys.tail_width);
+  MLA_UNROLL (j, kKeys)
+    MLA_UNROLL (v, kVectors) store(scores[k + j] + v * kLanes, acc[j][v]);
+}
+
+// Turns the scores of `count` keys into powers of two below the running maximum, 0 where a row does
+// not see the key (visible[row] <= k). factor[row] brings what was summed before to the new
+// maximum.
+inline void softmax_block(float (*scores)[kBlockRows], Index count, const float* visible,
+                          float scale, const QueryBlock& block, float* factor) noexcept {
+  const F32 lowest = set1(-3.0e38f);
+  for (Index v = 0; v < block.lanes; v += kLanes) {
+    const F32 seen = load(visible + v);
+    F32 peak = lowest;
+    for (Index k = 0; k < count; ++k) {
+      const F32 key = set1(static_cast<float>(k));
+      peak = max(peak, if_less(key, seen, load(scores[k] + v), lowest));
+    }
+    const F32 before = max(lowest, load(block.maximum + v));
+    peak = max(peak * set1(scale), before);
+    F32 sum = zero();
+    for (Index k = 0; k < count; ++k) {
+      const F32 key = set1(static_cast<float>(k));
+      const F32 p = exp2_non_positive(fma(load(scores[k] + v), set1(scale), zero() - peak));
+      const F32 kept = if_less(key, seen, p, zero());
+      store(scores[k] + v, kept);
+      sum = sum + kept;
+    }
+    const F32 rescale = exp2_non_positive(before - peak);
+    store(factor + v, rescale);
+    store(block.maximum + v, if_less(zero(), seen, peak, load(block.maximum + v)));
+    store(block.sum + v, fma(load(block.sum + v), rescale, sum));
+  }
+}
+
+// out[r] = factor[r] * out[r] + sum_k scores[k][r] * value[k] for kRows rows: over the keys that
+// all of them see together, then row by row, so that no row touches a key that it must not see.
+template <int kRows>
+MLA_INLINE void value_rows(const float* scores, const float* factor, const Index* seen,
+                           const FloatTile& tile, Index value_width, float* out, Index out_stride) {
+  Index common = tile.count;
+  MLA_UNROLL (r, kRows) common = seen[r] < common ? seen[r] : common;
+  for_column_vectors<kValueColumns>(value_width, [&](auto cols, Index c, const auto& load_row,
+                                                     const auto& save) {
+    F32 acc[kRows][cols.value];
+    MLA_UNROLL (r, kRows)
+      MLA_UNROLL (j, cols.value)
+        acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
+    const float* value = tile.value + c;
+    multiply_tile({scores, 1, kBlockRows}, value, tile.stride, common, load_row, acc);
+    MLA_UNROLL (r, kRows) {
+      if (seen[r] > common) {
+        F32 rest[1][cols.value];
+        MLA_UNROLL (j, cols.value) rest[0][j] = acc[r][j];
+        multiply_tile({scores + common * kBlockRows + r, 1, kBlockRows},
+                      value + common * tile.stride, tile.stride, seen[r] - common, load_row, rest);
+        MLA_UNROLL (j, cols.value) acc[r][j] = rest[0][j];
+      }
+      MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, acc[r][j]);
+    }
+  });
+}
+
+// One block over one tile, whose first key is the sequence's number first_key.
+template <class T>
+void attend_block(const QueryRows& queries, const QueryBlock& block, const FloatTile& tile,
+                  const KeyValueRows<T>& keys, Index first_key, float scale,
+                  const SoftmaxState& state) noexcept {
+  Index seen[kBlockRows];
+  alignas(64) float visible[kBlockRows] = {};
+  Index most = 0;
+  for (Index r = 0; r < block.rows; ++r) {
+    const Index ahead = queries.visible[block.first + r] - first_key;
+    seen[r] = ahead < 0 ? 0 : ahead < tile.count ? ahead : tile.count;
+    visible[r] = static_cast<float>(seen[r]);
+    most = seen[r] > most ? seen[r] : most;
+  }
+  if (most == 0) return;
+
+  alignas(64) float scores[kTileKeys][kBlockRows];
+  alignas(64) float factor[kBlockRows];
+  const auto score = [&](auto vectors) {
+    for_tiles<kScoreKeys>(most, [&](auto count, Index k) {
+      score_keys<vectors.value, count.value>(block.packed, tile, keys, k, scores);
+    });
+  };
+  if (block.lanes == kLanes)
+    score(TileSize<1>());
+  else
+    score(TileSize<2>());
+  softmax_block(scores, most, visible, scale, block, factor);
+  for_tiles<kValueRows>(block.rows, [&](auto rows, Index r) {
+    value_rows<rows.value>(scores[0] + r, factor + r, seen + r, tile, keys.value_width,
+                           state.out + (block.first + r) * state.out_stride, state.out_stride);
+  });
+}
+
+template <class T>
+void attend_many(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
+                 const SoftmaxState& state, float* scratch) noexcept {
+  const Index width = keys.key_width + keys.tail_width;
+  float* const widened = scratch;
+  float* const blocks = scratch + kTileKeys * round_up_to_lanes(width + keys.value_width);
+  const auto for_blocks = [&](const auto& body) {
+    float* memory = blocks;
+    for (Index first = 0; first < queries.rows; first += kBlockRows) {
+      const Index left = queries.rows - first;
+      const Index rows = left < kBlockRows ? left : kBlockRows;
+      body(QueryBlock{first, rows, rows <= kLanes ? kLanes : kBlockRows, memory + 2 * kBlockRows,
+                      memory, memory + kBlockRows});
+      memory += block_floats(width);
+    }
+  };
+
+  for_blocks([&](const QueryBlock& block) { start_block(queries, block, width, state); });
+  for_key_tiles(keys, [&](const T* row, Index first_key, Index count) {
+    const FloatTile tile = float_tile(keys, row, count, widened);
+    for_blocks([&](const QueryBlock& block) {
+      attend_block(queries, block, tile, keys, first_key, softmax_scale * kLog2E, state);
+    });
+  });
+  for_blocks([&](const QueryBlock& block) { finish_block(block, state); });
+}
