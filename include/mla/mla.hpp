@@ -6,6 +6,7 @@
 
 #include "mla/attention/multihead_latent_attention.hpp"
 #include "mla/attention/reference.hpp"
+#include "mla/baseline/grouped_query_attention.hpp"
 #include "mla/core/config.hpp"
 #include "mla/core/tensor.hpp"
 

@@ -131,7 +131,8 @@ struct AttentionConfig {
     c.rope_scaling = {RopeScalingType::yarn, 32.0, 4096, 1.0, 1.0, 1.0, 1.0};
     return c;
   }
-  /// The lesson's layer: no query norm and a rotary key for every head, nope = v = n_embd / heads.
+  /// The lesson's layer: no query norm, a rotary key for every head, half-split rotary pairs, and
+  /// nope = v = n_embd / heads.
   static AttentionConfig lesson(Index n_embd = 256, Index n_head = 8, Index kv_lora_rank = 128,
                                 Index q_lora_rank = 192, Index rope_dim = 64) {
     AttentionConfig c;
@@ -143,6 +144,7 @@ struct AttentionConfig {
             " and ", n_head);
     c.qk_nope_head_dim = c.v_head_dim = n_embd / n_head;
     c.qk_rope_head_dim = rope_dim;
+    c.rope_interleave = false;
     c.query_norm = false;
     c.rope_key_per_head = true;
     return c;

@@ -1,0 +1,33 @@
+#include <gtest/gtest.h>
+
+#include <stdexcept>
+
+#include "mla/core/eigen_executor.hpp"
+#include "mla/core/executor.hpp"
+#include "support/executor_check.hpp"
+
+namespace mla::test {
+namespace {
+
+TEST(Executor, EveryTaskRunsOnceAndNoTwoShareAWorker) {
+  SerialExecutor serial;
+  for (Index tasks : {0, 1, 2, 100}) expect_each_task_once(serial, tasks);
+  for (int threads : {1, 2, 3, 7}) {
+    EigenExecutor executor(threads);
+    EXPECT_EQ(executor.concurrency(), threads);
+    for (int round = 0; round < 100; ++round)
+      for (Index tasks : {0, 1, 2, 5, 100}) expect_each_task_once(executor, tasks);
+  }
+}
+
+TEST(Executor, TakesAPoolOfTheCaller) {
+  Eigen::ThreadPool pool(2);
+  EigenExecutor executor(pool);
+  EXPECT_EQ(executor.concurrency(), 3);
+  expect_each_task_once(executor, 50);
+}
+
+TEST(Executor, RefusesNoThreads) { EXPECT_THROW(EigenExecutor(0), std::invalid_argument); }
+
+}  // namespace
+}  // namespace mla::test
