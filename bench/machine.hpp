@@ -1,0 +1,114 @@
+#ifndef MLA_BENCH_MACHINE_HPP_
+#define MLA_BENCH_MACHINE_HPP_
+
+#include <chrono>
+#include <cstddef>
+#include <numeric>
+#include <vector>
+
+#include "mla/core/executor.hpp"
+#include "mla/simd/isa.hpp"
+
+// What the machine could do at this moment: the yardsticks that benchmarks are divided by. Machines
+// are shared and change their clock, so yardsticks are measured between the benchmark's own rounds.
+
+namespace mla::bench {
+
+inline double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+namespace detail {
+
+// Twelve independent accumulators, which hides the latency, of the widest multiply-add of `isa`.
+// Inputs are zero, so the values stay normal. Returns floating-point operations.
+#if defined(__x86_64__)
+#define MLA_BENCH_TWELVE(op, reg)                                                          \
+  op " %%" reg "14,%%" reg "15,%%" reg "0\n" op " %%" reg "14,%%" reg "15,%%" reg "1\n" op \
+     " %%" reg "14,%%" reg "15,%%" reg "2\n" op " %%" reg "14,%%" reg "15,%%" reg "3\n" op \
+     " %%" reg "14,%%" reg "15,%%" reg "4\n" op " %%" reg "14,%%" reg "15,%%" reg "5\n" op \
+     " %%" reg "14,%%" reg "15,%%" reg "6\n" op " %%" reg "14,%%" reg "15,%%" reg "7\n" op \
+     " %%" reg "14,%%" reg "15,%%" reg "8\n" op " %%" reg "14,%%" reg "15,%%" reg "9\n" op \
+     " %%" reg "14,%%" reg "15,%%" reg "10\n" op " %%" reg "14,%%" reg "15,%%" reg "11\n"
+#define MLA_BENCH_LOOP(op, reg, rounds)                                                          \
+  asm volatile("vzeroall\n1:\n" MLA_BENCH_TWELVE(op, reg) "dec %0\njnz 1b\nvzeroupper\n"         \
+               : "+r"(rounds)                                                                    \
+               :                                                                                 \
+               : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", \
+                 "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "cc")
+inline double multiply_add(simd::Isa isa, long rounds) {
+  const double n = 12.0 * static_cast<double>(rounds);
+  if (isa == simd::Isa::avx512) {
+    MLA_BENCH_LOOP("vfmadd231ps", "zmm", rounds);
+    return 32.0 * n;
+  }
+  if (simd::is_supported(simd::Isa::avx2)) {  // SSE2 has no FMA: one addition and one product
+    if (isa == simd::Isa::avx2) {
+      MLA_BENCH_LOOP("vfmadd231ps", "ymm", rounds);
+      return 16.0 * n;
+    }
+    MLA_BENCH_LOOP("vaddps", "xmm", rounds);
+    return 4.0 * n;
+  }
+  return 0.0;
+}
+inline double bfloat16_dot(long rounds) {
+  const double n = 12.0 * static_cast<double>(rounds);
+  if (!__builtin_cpu_supports("avx512bf16")) return 0.0;
+  MLA_BENCH_LOOP("vdpbf16ps", "zmm", rounds);
+  return 64.0 * n;
+}
+#undef MLA_BENCH_LOOP
+#undef MLA_BENCH_TWELVE
+#else
+inline double multiply_add(simd::Isa, long) { return 0.0; }
+inline double bfloat16_dot(long) { return 0.0; }
+#endif
+
+template <class Work>
+double rate(const Work& work) {
+  const double start = seconds();
+  const double amount = work();
+  return amount / (seconds() - start);
+}
+
+}  // namespace detail
+
+/// float32 multiply-adds in registers, in operations a second of one thread; 0 if not measured
+/// here.
+inline double peak_flops(simd::Isa isa) {
+  return detail::rate([isa] { return detail::multiply_add(isa, 100000); });
+}
+
+/// The same of VDPBF16PS, products of bfloat16 summed in float32.
+inline double peak_bfloat16_flops() {
+  return detail::rate([] { return detail::bfloat16_dot(100000); });
+}
+
+/// Bytes a second that the executor's threads read together from memory far larger than any cache.
+class ReadBandwidth {
+ public:
+  explicit ReadBandwidth(std::size_t bytes = std::size_t{1} << 30) : words_(bytes / 8, 1) {}
+
+  double measure(Executor& executor) {
+    const Index tasks = 16 * executor.concurrency();
+    const std::size_t share = words_.size() / static_cast<std::size_t>(tasks);
+    std::vector<std::size_t> sums(static_cast<std::size_t>(tasks));
+    const double start = seconds();
+    executor.parallel_for(tasks, [&](Index task, Index) {
+      const auto* first = words_.data() + static_cast<std::size_t>(task) * share;
+      sums[static_cast<std::size_t>(task)] = std::accumulate(first, first + share, std::size_t{0});
+    });
+    const double elapsed = seconds() - start;
+    volatile std::size_t sink = std::accumulate(sums.begin(), sums.end(), std::size_t{0});
+    (void)sink;
+    return static_cast<double>(words_.size() * 8) / elapsed;
+  }
+
+ private:
+  std::vector<std::size_t> words_;
+};
+
+}  // namespace mla::bench
+
+#endif  // MLA_BENCH_MACHINE_HPP_
