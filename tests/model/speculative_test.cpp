@@ -62,12 +62,12 @@ TEST(SpeculativeRule, TheTokenIsDistributedByPWhateverQIs) {
     double accepted = 0.0, overlap = 0.0;
     constexpr int kTrials = 200000;
     for (int i = 0; i < kTrials; ++i) {
-      const TokenId draft = sampler.draw(q);
+      const TokenId draft = sampler.sample(q);
       const bool keep = accept_draft(p, q, draft, sampler.uniform());
       accepted += keep;
       std::vector<float> residual = p;
       if (!keep) take_residual(residual, q);
-      ++counts[static_cast<std::size_t>(keep ? draft : sampler.draw(residual))];
+      ++counts[static_cast<std::size_t>(keep ? draft : sampler.sample(residual))];
     }
     EXPECT_LT(excess(counts, {p.begin(), p.end()}), 5.0) << sharpness;
     EXPECT_EQ(counts[5], 0.0);
@@ -120,8 +120,9 @@ std::vector<double> text_probabilities(const DecoderModel& model,
     double probability = 1.0;
     for (std::size_t i = prompt.size(); i < tokens.size(); ++i) {
       const float* row = logits.data() + (static_cast<Index>(i) - 1) * kVocabulary;
-      probability *= static_cast<double>(
-          sampler.probabilities({row, kVocabulary}, {})[static_cast<std::size_t>(tokens[i])]);
+      std::vector<float> next(kVocabulary);
+      sampler.probabilities({row, kVocabulary}, {}, next);
+      probability *= static_cast<double>(next[static_cast<std::size_t>(tokens[i])]);
     }
     probabilities.push_back(probability);
   }

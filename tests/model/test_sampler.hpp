@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -19,28 +20,28 @@ class TestSampler {
         random_(seed),
         probabilities_(static_cast<std::size_t>(vocab_size)) {}
 
-  std::span<const float> probabilities(std::span<const float> logits,
-                                       std::span<const TokenId> /*text*/) {
+  void probabilities(std::span<const float> logits, std::span<const TokenId> /*text*/,
+                     std::span<float> out) {
     const float peak = *std::ranges::max_element(logits);
     double sum = 0.0;
-    for (std::size_t i = 0; i < logits.size(); ++i) sum += weight(logits[i] - peak);
+    for (const float logit : logits) sum += weight(logit - peak);
     for (std::size_t i = 0; i < logits.size(); ++i)
-      probabilities_[i] = static_cast<float>(weight(logits[i] - peak) / sum);
-    return probabilities_;
+      out[i] = static_cast<float>(weight(logits[i] - peak) / sum);
   }
-  TokenId draw(std::span<const float> probabilities) {
-    double left = uniform();
+  TokenId sample(std::span<const float> weights) {
+    double left = uniform() * std::accumulate(weights.begin(), weights.end(), 0.0);
     std::size_t last = 0;
-    for (std::size_t i = 0; i < probabilities.size(); ++i) {
-      if (probabilities[i] <= 0.0f) continue;
+    for (std::size_t i = 0; i < weights.size(); ++i) {
+      if (weights[i] <= 0.0f) continue;
       last = i;
-      left -= static_cast<double>(probabilities[i]);
+      left -= static_cast<double>(weights[i]);
       if (left < 0.0) break;
     }
     return static_cast<TokenId>(last);
   }
-  TokenId sample(std::span<const float> logits, std::span<const TokenId> text) {
-    return draw(probabilities(logits, text));
+  TokenId next(std::span<const float> logits, std::span<const TokenId> text) {
+    probabilities(logits, text, probabilities_);
+    return sample(probabilities_);
   }
   double uniform() { return random_.uniform(0.0, 1.0); }
 

@@ -4,10 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
-#include <concepts>
-#include <functional>
 #include <span>
-#include <string_view>
 #include <vector>
 
 #include "mla/attention/context.hpp"
@@ -16,76 +13,11 @@
 #include "mla/core/tensor.hpp"
 #include "mla/model/decoder_model.hpp"
 #include "mla/model/decoder_state.hpp"
+#include "mla/model/generation.hpp"
 #include "mla/model/model_config.hpp"
 #include "mla/model/speculative.hpp"
 
 namespace mla {
-
-/// Chooses tokens: Sampler, or one of your own.
-///   sample(logits [vocab_size], text)         a token to follow `text`
-///   probabilities(logits [vocab_size], text)  what it is drawn from, [vocab_size] with sum 1
-///   draw(probabilities)                       a token of such a distribution
-///   uniform()                                 a random number in [0, 1)
-template <class S>
-concept TokenSampler = requires(S& sampler, std::span<const float> values,
-                                std::span<const TokenId> text) {
-  { sampler.sample(values, text) } -> std::convertible_to<TokenId>;
-  { sampler.probabilities(values, text) } -> std::convertible_to<std::span<const float>>;
-  { sampler.draw(values) } -> std::convertible_to<TokenId>;
-  { sampler.uniform() } -> std::convertible_to<double>;
-};
-
-/// What a caller may say about generating text.
-struct GenerationOptions {
-  Index max_tokens = 128;
-  bool stop_at_eos = true;  ///< at ModelConfig::eos_token_ids
-
-  /// Multi-token prediction drafts a token ahead, and one forward pass of two tokens verifies it
-  /// (Leviathan et al. 2023). Greedy text is the same to the token, sampled text is distributed the
-  /// same. Models without the module refuse.
-  bool speculative = false;
-
-  Mode prefill_mode = Mode::automatic;
-  /// absorbed or decompressed; automatic is absorbed here: a mode that changed between one token
-  /// and two would change the last bits of logits.
-  Mode decode_mode = Mode::absorbed;
-  Index chunk_tokens = 256;  ///< of the prompt at a time
-
-  /// Called with every token as soon as it is certain; false ends the text after it.
-  std::function<bool(TokenId)> on_token = nullptr;
-  /// Called with the tokens of the prompt that are done, of all; false ends the call.
-  std::function<bool(Index done, Index all)> on_prefill = nullptr;
-};
-
-/// Why a text ended.
-enum class StopReason {
-  end_of_text,   ///< the model chose a token of eos_token_ids, which is not passed on
-  max_tokens,    ///< as many as were asked for
-  context_full,  ///< max_position_embeddings
-  cancelled,     ///< a callback said so
-};
-
-constexpr std::string_view name_of(StopReason reason) noexcept {
-  constexpr std::string_view kNames[] = {"end_of_text", "max_tokens", "context_full", "cancelled"};
-  return kNames[static_cast<int>(reason)];
-}
-
-struct GenerationResult {
-  StopReason stop = StopReason::max_tokens;
-  Index prompt_tokens = 0;
-  Index generated_tokens = 0;
-  Index drafted_tokens = 0;   ///< by multi-token prediction
-  Index accepted_tokens = 0;  ///< of those
-  double prefill_seconds = 0.0;
-  double decode_seconds = 0.0;  ///< from the end of the prompt on
-
-  /// The part of drafts that were right; 0 without any.
-  double acceptance() const noexcept {
-    return drafted_tokens > 0
-               ? static_cast<double>(accepted_tokens) / static_cast<double>(drafted_tokens)
-               : 0.0;
-  }
-};
 
 namespace detail {
 
@@ -115,8 +47,8 @@ class Generation {
     logits_.resize(2, model.vocab_size());
     if (!options.speculative) return;
     draft_logits_.resize(1, model.vocab_size());
-    probabilities_.reserve(static_cast<std::size_t>(model.vocab_size()));
-    draft_probabilities_.reserve(static_cast<std::size_t>(model.vocab_size()));
+    probabilities_.resize(static_cast<std::size_t>(model.vocab_size()));
+    draft_probabilities_.resize(static_cast<std::size_t>(model.vocab_size()));
   }
 
   GenerationResult run() {
@@ -157,7 +89,8 @@ class Generation {
             model_.prediction() ? "state" : "model", " does not have");
   }
 
-  // The prompt but for its last token's logits: they are left in row 0. False: cancelled.
+  // Passes the prompt through the model; leaves the logits of its last token in row 0. False: there
+  // is nothing to generate.
   bool prefill() {
     const Index all = result_.prompt_tokens;
     for (Index first = 0; first < all; first += options_.chunk_tokens) {
@@ -181,34 +114,34 @@ class Generation {
   }
 
   void decode() {
-    while (emit(sample(0))) {
+    while (emit(next(0))) {
       model_.forward(last_tokens(1), state_, logits_.topRows(1), context_, decode_options());
     }
   }
 
   // Before each step, `pending` states from position `first` on wait in hidden_ to be drafted from.
   void decode_speculatively() {
-    TokenId next = sample(0);
-    for (Index pending = 1, first = state_.size() - 1; emit(next);) {
+    TokenId token = next(0);
+    for (Index pending = 1, first = state_.size() - 1; emit(token);) {
       if (!can_draft()) {
         model_.forward(last_tokens(1), state_, logits_.topRows(1), context_, decode_options());
-        next = sample(0);
+        token = next(0);
         pending = 0;  // no drafts from here on
         continue;
       }
       predict(hidden_.topRows(pending), last_tokens(pending), first, options_.decode_mode,
               draft_logits_);
       first = state_.size();
-      const std::array verified = {next, draft()};
+      const std::array verified = {token, draft()};
       model_.forward_hidden(verified, state_, hidden_.topRows(2), context_, decode_options());
       model_.head(hidden_.topRows(2), logits_, context_);
       if (accept(verified[1])) {
         if (!emit(verified[1])) return;
-        next = sample(1);
+        token = next(1);
         pending = 2;
       } else {
         state_.truncate_layers(first + 1);
-        next = sample_instead();
+        token = sample_instead();
         pending = 1;
       }
     }
@@ -251,15 +184,13 @@ class Generation {
 
   // Draws a draft, and keeps what it was drawn from.
   TokenId draft() {
-    const std::span<const float> q = sampler_.probabilities(row(draft_logits_, 0), text_);
-    draft_probabilities_.assign(q.begin(), q.end());
+    sampler_.probabilities(row(draft_logits_, 0), text_, draft_probabilities_);
     ++result_.drafted_tokens;
-    return sampler_.draw(draft_probabilities_);
+    return sampler_.sample(draft_probabilities_);
   }
 
   bool accept(TokenId draft) {
-    const std::span<const float> p = sampler_.probabilities(row(logits_, 0), text_);
-    probabilities_.assign(p.begin(), p.end());
+    sampler_.probabilities(row(logits_, 0), text_, probabilities_);
     const bool accepted =
         accept_draft(probabilities_, draft_probabilities_, draft, sampler_.uniform());
     result_.accepted_tokens += accepted;
@@ -269,10 +200,10 @@ class Generation {
   // In place of a draft that was not accepted.
   TokenId sample_instead() {
     take_residual(probabilities_, draft_probabilities_);
-    return sampler_.draw(probabilities_);
+    return sampler_.sample(probabilities_);
   }
 
-  TokenId sample(Index logits_row) { return sampler_.sample(row(logits_, logits_row), text_); }
+  TokenId next(Index logits_row) { return sampler_.next(row(logits_, logits_row), text_); }
 
   static std::span<const float> row(const RowMajorMatrix& matrix, Index r) {
     return {matrix.data() + r * matrix.cols(), static_cast<std::size_t>(matrix.cols())};

@@ -22,15 +22,13 @@ inline bool accept_draft(std::span<const float> p, std::span<const float> q, Tok
   return uniform * static_cast<double>(q[i]) < static_cast<double>(p[i]);
 }
 
-/// Makes p [vocab_size] the distribution to draw from when a draft from q was not kept: max(p - q,
-/// 0), normalised. Where rounding leaves nothing of it, p stays as it is.
+/// Makes p [vocab_size] the weights to draw by when a draft from q was not kept: max(p - q, 0),
+/// which do not sum to 1. Where rounding leaves nothing of them, p stays as it is.
 inline void take_residual(std::span<float> p, std::span<const float> q) noexcept {
-  double sum = 0.0;
-  for (std::size_t i = 0; i < p.size(); ++i)
-    sum += static_cast<double>(std::max(p[i] - q[i], 0.0f));
-  if (!(sum > 0.0)) return;
-  for (std::size_t i = 0; i < p.size(); ++i)
-    p[i] = static_cast<float>(static_cast<double>(std::max(p[i] - q[i], 0.0f)) / sum);
+  bool any = false;
+  for (std::size_t i = 0; i < p.size(); ++i) any |= p[i] > q[i];
+  if (!any) return;
+  for (std::size_t i = 0; i < p.size(); ++i) p[i] = std::max(p[i] - q[i], 0.0f);
 }
 
 }  // namespace mla

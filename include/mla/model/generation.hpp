@@ -1,0 +1,85 @@
+#ifndef MLA_MODEL_GENERATION_HPP_
+#define MLA_MODEL_GENERATION_HPP_
+
+#include <concepts>
+#include <functional>
+#include <span>
+#include <string_view>
+
+#include "mla/attention/cost_model.hpp"
+#include "mla/core/tensor.hpp"
+#include "mla/model/model_config.hpp"
+
+// What goes into generate() and what comes out.
+
+namespace mla {
+
+/// Chooses tokens: Sampler, or one of your own.
+///   next(logits [vocab_size], text)                 a token to follow `text`
+///   probabilities(logits, text, out [vocab_size])   what next() draws from
+///   sample(weights [vocab_size])                    draws by weights, which need not sum to 1
+///   uniform()                                       a random number in [0, 1)
+template <class S>
+concept TokenSampler = requires(S& sampler, std::span<const float> values,
+                                std::span<const TokenId> text, std::span<float> out) {
+  { sampler.next(values, text) } -> std::convertible_to<TokenId>;
+  sampler.probabilities(values, text, out);
+  { sampler.sample(values) } -> std::convertible_to<TokenId>;
+  { sampler.uniform() } -> std::convertible_to<double>;
+};
+
+/// What a caller may say about generating text.
+struct GenerationOptions {
+  Index max_tokens = 128;
+  bool stop_at_eos = true;  ///< at ModelConfig::eos_token_ids
+
+  /// Multi-token prediction drafts a token ahead, and one forward pass of two tokens verifies it
+  /// (Leviathan et al. 2023). Greedy text is the same to the token, sampled text is distributed the
+  /// same. Models without the module refuse.
+  bool speculative = false;
+
+  Mode prefill_mode = Mode::automatic;
+  /// absorbed or decompressed; automatic is absorbed here: a mode that changed between one token
+  /// and two would change the last bits of logits.
+  Mode decode_mode = Mode::absorbed;
+  Index chunk_tokens = 256;  ///< of the prompt at a time
+
+  /// Called with every token as soon as it is certain; false ends the text after it.
+  std::function<bool(TokenId)> on_token = nullptr;
+  /// Called with the tokens of the prompt that are done, of all; false ends the call.
+  std::function<bool(Index done, Index all)> on_prefill = nullptr;
+};
+
+/// Why a text ended.
+enum class StopReason {
+  end_of_text,   ///< the model chose a token of eos_token_ids, which is not passed on
+  max_tokens,    ///< as many as were asked for
+  context_full,  ///< max_position_embeddings
+  cancelled,     ///< a callback said so
+};
+
+constexpr std::string_view name_of(StopReason reason) noexcept {
+  constexpr std::string_view kNames[] = {"end_of_text", "max_tokens", "context_full", "cancelled"};
+  return kNames[static_cast<int>(reason)];
+}
+
+struct GenerationResult {
+  StopReason stop = StopReason::max_tokens;
+  Index prompt_tokens = 0;
+  Index generated_tokens = 0;
+  Index drafted_tokens = 0;   ///< by multi-token prediction
+  Index accepted_tokens = 0;  ///< of those
+  double prefill_seconds = 0.0;
+  double decode_seconds = 0.0;  ///< from the end of the prompt on
+
+  /// The part of drafts that were right; 0 without any.
+  double acceptance() const noexcept {
+    return drafted_tokens > 0
+               ? static_cast<double>(accepted_tokens) / static_cast<double>(drafted_tokens)
+               : 0.0;
+  }
+};
+
+}  // namespace mla
+
+#endif  // MLA_MODEL_GENERATION_HPP_
