@@ -131,13 +131,36 @@ TEST(SoftmaxRows, ARowThatSawNoKeyIsZeroNotNaN) {
   const Workspace::Scope scope(workspace);
   GuardedMatrix<float> out(3, 2);
   const SoftmaxRows softmax(out.view(), workspace);
-  *softmax.from_row(1).sum = 4.0f;
-  softmax.from_row(1).out[1] = 6.0f;
-  softmax.finish(0, 3);
+  softmax.start(0, 3);
+  *softmax.state(1).sum = 4.0f;
+  softmax.state(1).out[1] = 6.0f;
+  for (Index r = 0; r < 3; ++r) softmax.finish(r, out.view().row(r));
   EXPECT_EQ(out.at(0, 0), 0.0);
   EXPECT_EQ(out.at(1, 1), 1.5);
   EXPECT_EQ(out.at(2, 1), 0.0);
   EXPECT_TRUE(out.gaps_are_untouched());
+}
+
+TEST(SoftmaxRows, MergingPartsEqualsHavingSeenAllKeysAtOnce) {
+  Workspace workspace;
+  const Workspace::Scope scope(workspace);
+  GuardedMatrix<float> out(8, 2);  // two queries, four parts each; rows 0, 2, 4, 6 are the first
+  const SoftmaxRows softmax(out.view(), workspace);
+  softmax.start(0, 8);
+  const auto see = [&](Index row, float maximum, float sum, float value) {
+    *softmax.state(row).maximum = maximum;
+    *softmax.state(row).sum = sum;
+    softmax.state(row).out[0] = value;
+  };
+  see(0, 3.0f, 1.5f, 6.0f);     // weight 2^-2 against the largest maximum
+  see(4, 5.0f, 2.0f, 1.0f);     // weight 1; row 2 saw nothing
+  see(6, -400.0f, 1.0f, 9.0f);  // weight 2^-405: nothing is left of it
+  float merged[2] = {-1.0f, -1.0f};
+  softmax.merge(0, 2, 4, merged);
+  EXPECT_FLOAT_EQ(merged[0], (0.25f * 6.0f + 1.0f) / (0.25f * 1.5f + 2.0f));
+  EXPECT_EQ(merged[1], 0.0f);
+  softmax.merge(1, 2, 4, merged);  // saw nothing at all
+  EXPECT_EQ(merged[0], 0.0f);
 }
 
 }  // namespace
