@@ -1,0 +1,176 @@
+#ifndef MLA_TEXT_TOKENIZER_HPP_
+#define MLA_TEXT_TOKENIZER_HPP_
+
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+#include "mla/io/huggingface_config.hpp"
+#include "mla/io/json.hpp"
+#include "mla/text/byte_pair_model.hpp"
+#include "mla/text/pre_tokenizer.hpp"
+#include "mla/text/regex.hpp"
+#include "mla/text/special_tokens.hpp"
+#include "mla/text/token_finder.hpp"
+#include "mla/text/utf8.hpp"
+#include "mla/text/vocabulary.hpp"
+
+namespace mla {
+
+/// Text to tokens and back, as tokenizer.json of a published model says: byte-level BPE. Gives the
+/// ids that Hugging Face's `tokenizers` gives; what it does not understand in the file it refuses.
+///
+/// All member functions are safe to call from several threads.
+class Tokenizer {
+ public:
+  /// Opens a directory with tokenizer.json and, if they are there, tokenizer_config.json and
+  /// generation_config.json (see SpecialTokens), or tokenizer.json by itself. Throws
+  /// std::runtime_error naming the file and the field that is not supported or not as it must be.
+  explicit Tokenizer(const std::filesystem::path& path) : Tokenizer(read_files(path)) {}
+
+  /// The tokens of `text`. Added tokens (`<｜User｜>`, `<｜end▁of▁sentence｜>`) become their ids
+  /// wherever they are written out in it. With `add_bos` the first token is bos_id().
+  /// Throws std::invalid_argument when the text is not UTF-8, naming the byte, has 2^31 bytes or
+  /// more, or when there is no bos_id() to add; std::runtime_error when a regular expression takes
+  /// too long.
+  std::vector<std::int32_t> encode(std::string_view text, bool add_bos) const {
+    require(text.size() < (std::size_t{1} << 31), "text of ", text.size(),
+            " bytes is too long, must be below 2^31");
+    require_utf8(text);
+    require(!add_bos || special_.bos, "add_bos, but the tokenizer has no bos token");
+    std::vector<std::int32_t> ids;
+    if (add_bos) ids.push_back(*special_.bos);
+    RegexMemory regex_memory;
+    BytePairEncoder::Memory merge_memory;
+    const auto encode_word = [&](std::string_view word) { model_.encode(word, merge_memory, ids); };
+    cut_out(as_written_, text, ids, [&](std::string_view rest) {
+      cut_out(normalized_, rest, ids, [&](std::string_view plain) {
+        pre_tokenizer_.split(plain, regex_memory, encode_word);
+      });
+    });
+    return ids;
+  }
+
+  /// With the bos token when adds_bos(): what `tokenizer(text)` of Hugging Face gives.
+  std::vector<std::int32_t> encode(std::string_view text) const {
+    return encode(text, special_.adds_bos);
+  }
+
+  /// The text of `ids`; what is not UTF-8 in it becomes U+FFFD. Throws std::invalid_argument for an
+  /// id that is not in the vocabulary.
+  std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const {
+    std::string bytes;
+    for (const std::int32_t id : ids) bytes += decoded_bytes(id, skip_special);
+    Utf8Stream stream;
+    std::string text = stream.push(bytes);
+    return text += stream.finish();
+  }
+
+  /// Ids are below this. A model may have rows for more, which no text becomes.
+  Index vocab_size() const noexcept { return vocabulary_.size(); }
+
+  std::optional<std::int32_t> bos_id() const noexcept { return special_.bos; }
+  const std::vector<std::int32_t>& eos_ids() const noexcept { return special_.eos; }
+  /// Whether encode(text) begins with bos_id().
+  bool adds_bos() const noexcept { return special_.adds_bos; }
+
+  /// The id of a token as it is written in the file: "Ġthe", "<｜User｜>".
+  std::optional<std::int32_t> token_id(std::string_view text) const {
+    return vocabulary_.find(text);
+  }
+
+  /// Throws std::invalid_argument when `id` is not in the vocabulary; so do the next two.
+  const std::string& token_text(std::int32_t id) const { return token(id).text; }
+  bool is_special(std::int32_t id) const { return token(id).special; }
+  /// The bytes that `id` adds to a text, perhaps not whole characters. None for a special token
+  /// with `skip_special`.
+  std::string_view decoded_bytes(std::int32_t id, bool skip_special = true) const {
+    const Vocabulary::Token& found = token(id);
+    return skip_special && found.special ? std::string_view() : found.bytes;
+  }
+
+ private:
+  explicit Tokenizer(const detail::TokenizerFiles& files)
+      : model_((check_fields(files), files.tokenizer.at("model")),
+               files.tokenizer_path + ": model"),
+        vocabulary_(model_.ids(), files.tokenizer.value("added_tokens", nlohmann::json()),
+                    files.tokenizer_path),
+        as_written_(vocabulary_.added().as_written),
+        normalized_(vocabulary_.added().normalized),
+        pre_tokenizer_(files.tokenizer.at("pre_tokenizer"),
+                       files.tokenizer_path + ": pre_tokenizer"),
+        special_(detail::SpecialTokensReader(files, vocabulary_).read()) {}
+
+  static detail::TokenizerFiles read_files(const std::filesystem::path& path) {
+    detail::TokenizerFiles files;
+    const bool is_directory = std::filesystem::is_directory(path);
+    files.tokenizer_path = (is_directory ? path / "tokenizer.json" : path).string();
+    files.tokenizer = parse_json_file(files.tokenizer_path);
+    if (!is_directory) return files;
+    files.directory = (path / "").string();
+    const auto read = [&](const char* name, nlohmann::json& json) {
+      if (std::filesystem::exists(path / name)) json = parse_json_file(path / name);
+    };
+    read("tokenizer_config.json", files.tokenizer_config);
+    read("generation_config.json", files.generation_config);
+    return files;
+  }
+
+  // All but those that the members read.
+  static void check_fields(const detail::TokenizerFiles& files) {
+    const detail::ConfigReader root(files.tokenizer, files.tokenizer_path + ": ");
+    static constexpr std::string_view kKeys[] = {"version",       "added_tokens",   "normalizer",
+                                                 "pre_tokenizer", "post_processor", "decoder",
+                                                 "model"};
+    root.refuse_keys_besides({kKeys}, false, "");  // truncation and padding: only null
+    for (const char* key : {"model", "pre_tokenizer", "decoder"})
+      if (!root.find(key)) root.fail(key, " is missing");
+    if (root.find("version") && root.string("version") != "1.0")
+      root.fail("version = ", root.string("version"), " is not supported; known is 1.0");
+    if (root.object("decoder").string("type") != "ByteLevel")
+      root.fail("decoder.type = ", root.object("decoder").string("type"),
+                " is not supported; known is ByteLevel");
+    if (const nlohmann::json* normalizer = root.find("normalizer"))
+      if (*normalizer !=
+          nlohmann::json{{"type", "Sequence"}, {"normalizers", nlohmann::json::array()}})
+        root.fail("normalizer = ", json_text(*normalizer), " is not supported; known is none");
+  }
+
+  const Vocabulary::Token& token(std::int32_t id) const {
+    require(vocabulary_.contains(id), "token id ", id, " is not in the vocabulary of ",
+            vocabulary_.size(), " tokens");
+    return vocabulary_[id];
+  }
+
+  // Appends the tokens that `finder` finds in `text` to `ids`, and calls encode_rest with what is
+  // between them, in order.
+  template <class EncodeRest>
+  static void cut_out(const TokenFinder& finder, std::string_view text,
+                      std::vector<std::int32_t>& ids, const EncodeRest& encode_rest) {
+    std::size_t done = 0;
+    while (const auto match = finder.find(text, done)) {
+      encode_rest(text.substr(done, match->begin - done));
+      ids.push_back(match->id);
+      done = match->end;
+    }
+    encode_rest(text.substr(done));
+  }
+
+  BytePairModel model_;
+  Vocabulary vocabulary_;
+  TokenFinder as_written_, normalized_;
+  PreTokenizer pre_tokenizer_;
+  SpecialTokens special_;
+};
+
+}  // namespace mla
+
+#endif  // MLA_TEXT_TOKENIZER_HPP_
