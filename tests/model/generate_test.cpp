@@ -7,7 +7,7 @@
 #include <string>
 #include <vector>
 
-#include "model/test_sampler.hpp"
+#include "mla/model/sampler.hpp"
 #include "model/trained_decoder.hpp"
 #include "support/compare.hpp"
 #include "support/test_layer.hpp"
@@ -22,13 +22,14 @@ struct Generated {
 
 template <StorageElement T>
 Generated generate_tokens(std::span<const TokenId> prompt, DecoderState<T>& state,
-                          GenerationOptions options) {
+                          GenerationOptions options,
+                          const SamplerOptions& sampling = {.temperature = 0.0}) {
   Generated generated;
   options.on_token = [&](TokenId token) {
     generated.tokens.push_back(token);
     return true;
   };
-  GreedySampler sampler(trained_model().vocab_size());
+  Sampler sampler(trained_model().vocab_size(), sampling);
   Context context;
   generated.result = generate(trained_model(), state, prompt, sampler, context, options);
   return generated;
@@ -94,6 +95,39 @@ REGISTER_TYPED_TEST_SUITE_P(GenerateWith, SpeculationChangesNeitherTextNorCaches
 using Elements = ::testing::Types<float, bfloat16, float16>;
 INSTANTIATE_TYPED_TEST_SUITE_P(Cache, GenerateWith, Elements);
 
+static_assert(TokenSampler<Sampler>);
+
+// A draft and its verification see the same history as plain decoding does.
+TEST(Generate, SpeculationKeepsThePenaltyForRepetition) {
+  const Goldens goldens(kModel);
+  const SamplerOptions penalised = {.temperature = 0.0, .repetition_penalty = 1.4};
+  DecoderState<float> plain(trained_model().config()), drafted(trained_model().config());
+  const auto prompt = goldens.prompt("medium");
+  const Generated expected = generate_tokens(prompt, plain, {.max_tokens = 80}, penalised);
+  const Generated actual =
+      generate_tokens(prompt, drafted, {.max_tokens = 80, .speculative = true}, penalised);
+  EXPECT_EQ(actual.tokens, expected.tokens);
+  EXPECT_GT(actual.result.accepted_tokens, 0);
+  EXPECT_FALSE(
+      std::ranges::equal(std::span(expected.tokens).first(64), goldens.integers("medium.greedy")));
+}
+
+TEST(Generate, ASeedRepeats) {
+  const Goldens goldens(kModel);
+  for (const bool speculative : {false, true}) {
+    std::vector<TokenId> texts[3];
+    for (const int i : {0, 1, 2}) {
+      DecoderState<float> state(trained_model().config());
+      texts[i] = generate_tokens(goldens.prompt("short"), state,
+                                 {.max_tokens = 40, .speculative = speculative},
+                                 {.temperature = 0.8, .top_p = 0.95, .seed = i < 2 ? 7u : 8u})
+                     .tokens;
+    }
+    EXPECT_EQ(texts[0], texts[1]);
+    EXPECT_NE(texts[0], texts[2]);
+  }
+}
+
 TEST(Generate, AConversationGoesOnInTheSameState) {
   const Goldens goldens(kModel);
   const auto prompt = goldens.prompt("long");
@@ -145,7 +179,7 @@ TEST(Generate, StopsWhereItShouldAndSaysWhy) {
     const Checkpoint checkpoint(kModel);
     const DecoderModel model(config, load_decoder_weights(checkpoint, config));
     DecoderState<float> state(config);
-    GreedySampler sampler(config.vocab_size);
+    Sampler sampler(config.vocab_size, {.temperature = 0.0});
     Context context;
     GenerationResult result =
         generate(model, state, prompt, sampler, context, {.speculative = speculative});
@@ -219,7 +253,7 @@ TEST(Generate, RefusesWhatDoesNotFitAndLeavesTheStateAsItWas) {
   refused(foreign, {.speculative = true, .chunk_tokens = 1}, {"1024", "vocabulary"});
   refused(std::vector<TokenId>{-1}, {}, {"-1", "vocabulary"});
 
-  GreedySampler sampler(1024);
+  Sampler sampler(1024, {.temperature = 0.0});
   Context context;
   const auto fails = [](TokenId) -> bool { throw std::runtime_error("disk full"); };
   EXPECT_THROW(generate(trained_model(), state, text.first(20), sampler, context,

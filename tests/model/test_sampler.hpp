@@ -12,7 +12,8 @@
 
 namespace mla::test {
 
-/// Draws from softmax(logits / temperature), nothing else; temperature 0 takes the best.
+/// Draws from softmax(logits / temperature), nothing else; temperature 0 takes the best. One that a
+/// user of the library could have written, for tests that need no more.
 class TestSampler {
  public:
   TestSampler(Index vocab_size, double temperature, std::uint64_t seed)
@@ -54,10 +55,6 @@ class TestSampler {
   double temperature_;
   Random random_;
   std::vector<float> probabilities_;
-};
-
-struct GreedySampler : TestSampler {
-  explicit GreedySampler(Index vocab_size) : TestSampler(vocab_size, 0.0, 1) {}
 };
 
 static_assert(TokenSampler<TestSampler>);
