@@ -16,39 +16,45 @@ namespace {
 
 class Equivalence : public EveryIsaAndMode {
  protected:
-  // Runs x in parts that begin at the given tokens, on one cache, and expects one call's bits.
+  // Runs x in parts that begin at the given tokens, on one cache, and expects the bits of
+  // `expected` and the contents of `once`, which one call made.
   template <StorageElement T>
-  void expect_parts_equal_one_call(const TestLayer& layer, const RowMajorMatrix& x,
-                                   const std::vector<Index>& begins, const std::string& what) {
+  void expect_parts_equal(const TestLayer& layer, const RowMajorMatrix& x,
+                          const std::vector<Index>& begins, const RowMajorMatrix& expected,
+                          const CacheContents<T>& once, const std::string& what) {
     Context context(kernels());
-    LatentKVCache<T> once(layer.config()), in_parts(layer.config());
-    const RowMajorMatrix expected = run(layer, x, once, context, options());
+    LatentKVCache<T> cache(layer.config());
     RowMajorMatrix actual(x.rows(), x.cols());
     for (std::size_t i = 0; i < begins.size(); ++i) {
       const Index end = i + 1 < begins.size() ? begins[i + 1] : x.rows();
       const Index count = end - begins[i];
       actual.middleRows(begins[i], count) =
-          run(layer, x.middleRows(begins[i], count), in_parts, context, options());
+          run(layer, x.middleRows(begins[i], count), cache, context, options());
     }
     ASSERT_TRUE(same_bits(actual, expected)) << what;
-    ASSERT_EQ(CacheContents(in_parts), CacheContents(once)) << what;
+    ASSERT_EQ(CacheContents(cache), once) << what;
   }
 
   template <StorageElement T>
   void expect_any_chunks_equal_one_call(const AttentionConfig& config, Index tokens) {
     TestLayer layer(config);
     const RowMajorMatrix x = layer.input(tokens);
-    expect_parts_equal_one_call<T>(layer, x, consecutive(0, tokens), "token by token");
+    Context context(kernels());
+    LatentKVCache<T> cache(config);
+    const RowMajorMatrix expected = run(layer, x, cache, context, options());
+    const CacheContents<T> once(cache);
+    const auto expect_equal = [&](const std::vector<Index>& begins, const std::string& what) {
+      expect_parts_equal<T>(layer, x, begins, expected, once, what);
+    };
+    expect_equal(consecutive(0, tokens), "token by token");
     for (Index split : {1, 63, 64, 65, 127, 129, 256, 257, 599})
-      if (split < tokens)
-        expect_parts_equal_one_call<T>(layer, x, {0, split}, "at " + std::to_string(split));
+      if (split < tokens) expect_equal({0, split}, "at " + std::to_string(split));
     std::vector<Index> begins = {0};
     while (begins.back() + 40 < tokens)
       begins.push_back(begins.back() + layer.random.integer(0, 40));  // some are empty
-    expect_parts_equal_one_call<T>(layer, x, begins, "at random");
+    expect_equal(begins, "at random");
   }
 };
-
 MLA_FOR_EVERY_ISA_AND_MODE(Equivalence);
 
 TEST_P(Equivalence, AnyChunksOfAPromptEqualOneCall) {
@@ -70,6 +76,41 @@ TEST_P(Equivalence, AnyChunksEqualOneCallWithTwentyHeads) {
 TEST_P(Equivalence, AnyChunksEqualOneCallOnCachesOf16Bits) {
   expect_any_chunks_equal_one_call<bfloat16>(small_config(), 140);
   expect_any_chunks_equal_one_call<float16>(small_config(), 140);
+}
+
+// Long contexts are attended in parts that are merged, each of many rows and on any worker.
+TEST_P(Equivalence, ChunksAndThreadsEqualOneCallAcrossAThousandKeys) {
+  TestLayer layer(make_config(16, 3, 0, 20, 6, 4, 6));
+  const RowMajorMatrix x = layer.input(2060);
+  Context context(kernels());
+  LatentKVCache<float> cache(layer.config());
+  const RowMajorMatrix expected = run(layer, x, cache, context, options());
+  const CacheContents once(cache);
+  for (const std::vector<Index>& begins : std::vector<std::vector<Index>>{
+           {0, 1023, 1025, 2047, 2049}, {0, 1024, 2048}, {0, 1, 1000, 1030, 1031, 2040, 2041}})
+    expect_parts_equal(layer, x, begins, expected, once, "from " + std::to_string(begins[1]));
+  for (Index threads : {2, 3, 7})
+    for (Index tokens : {1, 8, 40}) {
+      ThreadExecutor executor(threads);
+      Context threaded(executor, kernels());
+      cache.truncate(2060 - tokens);
+      EXPECT_TRUE(same_bits(run(layer, x.bottomRows(tokens), cache, threaded, options()),
+                            expected.bottomRows(tokens)))
+          << threads << " threads, " << tokens << " tokens";
+    }
+}
+
+// So many heads and tokens that their partial results do not fit in memory together.
+TEST(ManyRows, InSeveralRoundsEqualFewRowsInOne) {
+  TestLayer layer(make_config(8, 128, 0, 512, 4, 2, 4));
+  const RowMajorMatrix x = layer.input(260);
+  Context context;
+  const ForwardOptions absorbed = {.mode = Mode::absorbed};
+  const RowMajorMatrix expected = run_fresh<float>(layer, x, context, absorbed);
+  LatentKVCache<float> cache(layer.config());
+  for (Index first = 0; first < 260; first += 130)
+    EXPECT_TRUE(same_bits(run(layer, x.middleRows(first, 130), cache, context, absorbed),
+                          expected.middleRows(first, 130)));
 }
 
 // Sequences of different ages and lengths, one without new tokens.
@@ -113,6 +154,20 @@ TEST_P(Equivalence, AnyThreadsAndAnyOrderOfTasksEqualOneThread) {
     BackwardExecutor backward;
     Context context(backward, kernels());
     EXPECT_TRUE(same_bits(run_fresh<float>(layer, x, context, options()), expected));
+  }
+}
+
+TEST_P(Equivalence, ATokenOfNaNSpoilsThoseThatSeeItAndNoOther) {
+  TestLayer layer(make_config(16, 3, 0, 20, 6, 4, 6));
+  RowMajorMatrix x = layer.input(1100);
+  Context context(kernels());
+  const RowMajorMatrix clean = run_fresh<float>(layer, x, context, options());
+  for (Index token : {5, 64, 1040}) {
+    RowMajorMatrix spoiled = x;
+    spoiled(token, 3) = std::numeric_limits<float>::quiet_NaN();
+    const RowMajorMatrix out = run_fresh<float>(layer, spoiled, context, options());
+    EXPECT_TRUE(same_bits(out.topRows(token), clean.topRows(token))) << token;
+    EXPECT_TRUE(out.bottomRows(1100 - token).array().isNaN().all()) << token;
   }
 }
 

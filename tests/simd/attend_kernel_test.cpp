@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numbers>
@@ -198,6 +199,25 @@ TEST_P(AttendKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
                                      : alone.same_row(r, together, first + r))
               << first << " " << count << " " << r;
       }
+  }
+}
+
+// More rows than any register tile or block holds, in other groups.
+TEST_P(AttendKernel, ManyRowsInAnyGroupsAreTheSameToTheLastBit) {
+  constexpr Index kRows = 75;
+  Random random(14);
+  std::vector<Index> visible;
+  for (Index r = 0; r < kRows; ++r) visible.push_back(random.integer(0, 150));
+  const AttendCase<bfloat16> attend_case(kRowLayouts[6], kRows, 150, 14);
+  const AttendResult together = attend_case.run(form(), visible);
+  for (Index group : {1, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64}) {
+    for (Index first = 0; first < kRows; first += group) {
+      const Index count = std::min(group, kRows - first);
+      const std::vector<Index> part(visible.begin() + first, visible.begin() + first + count);
+      const AttendResult alone = attend_case.run(form(), part, first);
+      for (Index r = 0; r < count; ++r)
+        ASSERT_TRUE(alone.same_row(r, together, first + r)) << group << " " << first + r;
+    }
   }
 }
 

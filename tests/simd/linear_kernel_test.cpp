@@ -142,6 +142,21 @@ TEST_P(LinearKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
     }
 }
 
+// From one token at a time to several blocks of tokens and inputs.
+TEST_P(LinearKernel, ManyTokensEqualOneByOneToTheLastBit) {
+  constexpr Index kTokens = 200, kIn = 1030, kOut = 131;
+  Random random(6);
+  const GuardedMatrix<float> x(kTokens, kIn, random);
+  const GuardedMatrix<float16> weight(kOut, kIn, random);
+  GuardedMatrix<float> together(kTokens, kOut), alone(1, kOut);
+  kernels().f16.linear(x.view(), weight.view(), together.view(), scratch());
+  for (Index t = 0; t < kTokens; ++t) {
+    kernels().f16.linear(x.view().row_range(t, 1), weight.view(), alone.view(), scratch());
+    ASSERT_EQ(std::memcmp(alone.view().row(0), together.view().row(t), kOut * sizeof(float)), 0)
+        << t;
+  }
+}
+
 TEST_P(LinearKernel, NoTokensAndNoFeaturesWriteNothing) {
   Random random(5);
   const GuardedMatrix<float> x(2, 8, random), weight(3, 8, random);

@@ -61,6 +61,7 @@ inline std::vector<TestConfig> test_configs() {
       {"Small", small_config(), 600},
       {"NoQueryCompression", make_config(48, 3, 0, 36, 12, 10, 14), 600},
       {"OneHeadOddRanks", make_config(33, 1, 17, 31, 5, 6, 7), 600},
+      {"ThreePartsOfAThousandKeys", make_config(16, 3, 0, 20, 6, 4, 6), 2100},
       {"EveryDimOneOrTwo", make_config(1, 1, 1, 1, 1, 2, 1), 129},
       {"DeepSeekV3Dims", make_config(64, 2, 96, 512, 128, 64, 128), 200},
       {"DeepSeekV2LiteHeads", make_config(64, 16, 0, 64, 16, 8, 16), 200},
