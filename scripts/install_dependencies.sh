@@ -23,10 +23,11 @@ need cmake has_tool cmake
 need ninja-build has_tool ninja
 need libeigen3-dev has_header eigen3/Eigen/Core
 need nlohmann-json3-dev has_header nlohmann/json.hpp
+need libpcre2-dev has_header pcre2.h
+need pkg-config has_tool pkg-config
 if [ "$what" != demo ]; then
   need libgtest-dev has_header gtest/gtest.h
   need libbenchmark-dev has_header benchmark/benchmark.h
-  need pkg-config has_tool pkg-config
 fi
 if [ "$what" = all ]; then  # the test run is narrower without these, but it runs
   has_tool clang++-16 || optional+=(clang-16)
