@@ -226,7 +226,7 @@ TEST_F(DecoderCall, AFailureAnywhereLeavesTheStateAsItWas) {
     failed = executor.failed();
     expect_unchanged();
   }
-  EXPECT_GT(failures, 50);
+  EXPECT_GT(failures, 20) << "in every chunk and layer";
 }
 
 TEST_F(DecoderCall, NoTokensAreNothing) {
