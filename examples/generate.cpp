@@ -1,0 +1,227 @@
+// mla-generate MODEL_DIR: continues a text with a model of the DeepSeek-V3 family, straight from
+// the files as they were downloaded. See docs/generate.md.
+
+#include <unistd.h>
+
+#include <array>
+#include <cstdio>
+#include <mla/model/decoder_model.hpp>
+#include <mla/model/decoder_state.hpp>
+#include <mla/model/generate.hpp>
+#include <mla/model/sampler.hpp>
+#include <mla/text/streaming_decoder.hpp>
+#include <mla/text/tokenizer.hpp>
+#include <optional>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "programs/command_line.hpp"
+#include "programs/files.hpp"
+#include "programs/interrupt.hpp"
+#include "programs/model_options.hpp"
+#include "programs/progress.hpp"
+#include "programs/run_program.hpp"
+#include "programs/token_ids.hpp"
+
+namespace {
+
+using mla::Index;
+using mla::TokenId;
+
+constexpr const char* kName = "mla-generate";
+constexpr const char* kUsage =
+    "usage: mla-generate MODEL_DIR --prompt TEXT | --prompt-file FILE | --prompt-ids 1,2,3\n"
+    "  --prompt-file FILE      the text in FILE, - for standard input\n"
+    "  --prompt-ids IDS        token ids as they are: no BOS is added\n"
+    "  --max-tokens N          at most N new tokens (128)\n"
+    "  --temperature T         0: always the most likely token. Default 0, but 1 with one of "
+    "these:\n"
+    "  --top-k N               only the N most likely tokens (0: all)\n"
+    "  --top-p P               only the fewest most likely tokens that reach P together (1)\n"
+    "  --min-p P               only tokens at least P times as likely as the best (0)\n"
+    "  --repetition-penalty R  above 1: tokens of the text so far are less likely (1)\n"
+    "  --seed N                another sample (0); the same seed gives the same text\n"
+    "  --speculative           draft by multi-token prediction; greedy text stays the same\n"
+    "  --threads N             (1)\n"
+    "  --mode MODE             absorbed, decompressed or automatic attention (automatic)\n"
+    "  --cache TYPE            elements of the latent cache: f32, bf16 or f16 (f32)\n"
+    "  --isa ISA               kernels: scalar, avx2 or avx512 (the best of this machine)\n"
+    "  --ids                   print token ids, one a line, in place of text\n"
+    "  --stats                 print speed, cache size and accepted drafts to standard error\n"
+    "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
+
+struct Options {
+  mla::programs::ModelOptions model;
+  std::optional<std::string> prompt, prompt_file, prompt_ids;
+  Index max_tokens = 128;
+  mla::SamplerOptions sampler;
+  bool speculative = false, ids = false, stats = false;
+};
+
+mla::SamplerOptions parse_sampler(const mla::programs::CommandLine& line) {
+  const bool samples = line.has("--top-k") || line.has("--top-p") || line.has("--min-p");
+  mla::SamplerOptions options;
+  options.temperature = line.number("--temperature", samples ? 1.0 : 0.0);
+  options.top_k = line.number("--top-k", options.top_k);
+  options.top_p = line.number("--top-p", options.top_p);
+  options.min_p = line.number("--min-p", options.min_p);
+  options.repetition_penalty = line.number("--repetition-penalty", options.repetition_penalty);
+  options.seed = line.number("--seed", options.seed);
+  options.validate();
+  return options;
+}
+
+Options parse(const std::vector<std::string>& words) {
+  const auto names = mla::programs::with_model_options(
+      {"--prompt", "--prompt-file", "--prompt-ids", "--max-tokens", "--temperature", "--top-k",
+       "--top-p", "--min-p", "--repetition-penalty", "--seed"});
+  constexpr std::array<std::string_view, 3> kFlags = {"--speculative", "--ids", "--stats"};
+  const mla::programs::CommandLine line(words, names, kFlags);
+  mla::require(line.rest().size() == 1, "one MODEL_DIR is needed, got ", line.rest().size());
+  Options options;
+  options.model = mla::programs::parse_model_options(line, line.rest()[0]);
+  options.prompt = line.text("--prompt");
+  options.prompt_file = line.text("--prompt-file");
+  options.prompt_ids = line.text("--prompt-ids");
+  const int prompts =
+      options.prompt.has_value() + options.prompt_file.has_value() + options.prompt_ids.has_value();
+  mla::require(prompts == 1, "one of --prompt, --prompt-file and --prompt-ids is needed, got ",
+               prompts);
+  options.max_tokens = line.number("--max-tokens", options.max_tokens);
+  mla::require(options.max_tokens >= 0, "--max-tokens must not be negative, got ",
+               options.max_tokens);
+  options.sampler = parse_sampler(line);
+  options.speculative = line.has("--speculative");
+  options.ids = line.has("--ids");
+  options.stats = line.has("--stats");
+  return options;
+}
+
+// Writes tokens as they come, as ids or as whole characters.
+class Writer {
+ public:
+  // Without a tokenizer: ids.
+  explicit Writer(const mla::Tokenizer* tokenizer) {
+    if (tokenizer) decoder_.emplace(*tokenizer);
+  }
+
+  void push(TokenId token) {
+    mla::programs::write_output(decoder_ ? decoder_->push(token) : std::to_string(token) + "\n");
+  }
+
+  // A terminal's next line is not for the prompt of the shell.
+  void finish() {
+    if (!decoder_) return;
+    mla::programs::write_output(decoder_->finish());
+    if (::isatty(STDOUT_FILENO) == 1) mla::programs::write_output("\n");
+  }
+
+ private:
+  std::optional<mla::StreamingDecoder> decoder_;
+};
+
+std::vector<TokenId> read_prompt(const Options& options, const mla::Tokenizer* tokenizer) {
+  if (options.prompt_ids)
+    return mla::programs::parse_token_ids(*options.prompt_ids, "--prompt-ids");
+  if (options.prompt) return tokenizer->encode(*options.prompt);
+  const std::string text = mla::programs::read_file(*options.prompt_file);
+  try {
+    return tokenizer->encode(text);
+  } catch (const std::invalid_argument& error) {
+    mla::throw_runtime(*options.prompt_file, ": ", error.what());
+  }
+}
+
+void check_prompt(const std::vector<TokenId>& prompt, const mla::ModelConfig& config) {
+  mla::require(!prompt.empty(), "the prompt is empty");
+  mla::require(std::ssize(prompt) <= config.max_position_embeddings, "the prompt has ",
+               prompt.size(), " tokens, but the context of the model only ",
+               config.max_position_embeddings);
+  for (const TokenId token : prompt)
+    mla::require(token >= 0 && token < config.vocab_size, "token ", token,
+                 " of the prompt is not in the vocabulary of ", config.vocab_size);
+}
+
+// If every head's key and value of the same tokens were cached.
+template <class T>
+double multi_head_bytes(const mla::DecoderState<T>& state, const mla::AttentionConfig& config) {
+  const Index predicted = state.prediction() ? state.prediction()->size() : 0;
+  const Index head = config.qk_head_dim() + config.v_head_dim;
+  return static_cast<double>((state.layers() * state.size() + predicted) *
+                             config.num_attention_heads * head) *
+         sizeof(T);
+}
+
+template <class T>
+void print_stats(const mla::GenerationResult& result, const mla::DecoderState<T>& state,
+                 const mla::AttentionConfig& config, mla::DType cache) {
+  const auto per_second = [](Index tokens, double seconds) {
+    return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
+  };
+  const auto print = [&](const char* name, Index tokens, double seconds) {
+    std::fprintf(stderr, "%s %6td tokens  %9.1f ms  %9.1f tokens/s\n", name, tokens, 1e3 * seconds,
+                 per_second(tokens, seconds));
+  };
+  print("prefill", result.prompt_tokens, result.prefill_seconds);
+  print("decode ", result.generated_tokens, result.decode_seconds);
+  const double latent = static_cast<double>(state.bytes_used());
+  const double multi_head = multi_head_bytes(state, config);
+  std::fprintf(stderr, "cache   %6td tokens  MLA %.0f bytes  MHA %.0f bytes  %.1f times, %s\n",
+               state.size(), latent, multi_head, latent > 0.0 ? multi_head / latent : 0.0,
+               name_of(cache));
+  if (result.drafted_tokens > 0)
+    std::fprintf(stderr, "drafts  %6td tokens  %td accepted, %.1f %%\n", result.drafted_tokens,
+                 result.accepted_tokens, 100.0 * result.acceptance());
+}
+
+template <class T>
+void generate(const Options& options, const mla::DecoderModel& model,
+              std::span<const TokenId> prompt, Writer& writer) {
+  mla::programs::Machine machine(options.model);
+  mla::DecoderState<T> state(model.config());
+  mla::Sampler sampler(model.vocab_size(), options.sampler);
+  mla::programs::ProgressBar progress("reading the prompt");
+  mla::GenerationOptions generation;
+  generation.max_tokens = options.max_tokens;
+  generation.speculative = options.speculative;
+  generation.prefill_mode = generation.decode_mode = options.model.mode;
+  generation.chunk_tokens = 64;  // often enough to see progress, and to notice Ctrl-C
+  generation.on_prefill = [&](Index done, Index all) {
+    done < all ? progress.show(done, all) : progress.erase();
+    return !mla::programs::interrupted();
+  };
+  generation.on_token = [&](TokenId token) {
+    writer.push(token);
+    return !mla::programs::interrupted();
+  };
+  const auto result = mla::generate(model, state, prompt, sampler, machine.context(), generation);
+  mla::programs::throw_if_interrupted();
+  writer.finish();
+  if (result.stop == mla::StopReason::context_full)
+    mla::programs::complain(
+        kName,
+        "the context of " + std::to_string(model.max_position_embeddings()) + " tokens is full");
+  if (options.stats) print_stats(result, state, model.config().attention, options.model.cache);
+}
+
+void run(const Options& options) {
+  const mla::DecoderModel model = mla::programs::load_model(options.model);
+  std::optional<mla::Tokenizer> tokenizer;
+  if (!options.prompt_ids || !options.ids)
+    tokenizer = mla::programs::load_tokenizer(options.model.directory, model.config());
+  const auto prompt = read_prompt(options, tokenizer ? &*tokenizer : nullptr);
+  check_prompt(prompt, model.config());
+  Writer writer(options.ids ? nullptr : &*tokenizer);
+  mla::programs::with_cache_type(options.model.cache, [&](auto element) {
+    generate<decltype(element)>(options, model, prompt, writer);
+  });
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  return mla::programs::run_program(kName, kUsage, argc, argv, parse, run);
+}
