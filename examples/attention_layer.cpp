@@ -1,0 +1,32 @@
+// The attention layer alone, on the weights of a published checkpoint: mla-attention-layer
+// MODEL_DIR
+
+#include <cstdio>
+#include <exception>
+#include <mla/io/attention_weights.hpp>
+#include <mla/mla.hpp>
+#include <string>
+
+int main(int argc, char** argv) try {
+  const std::string directory = argc > 1 ? argv[1] : "models/tiny-shakespeare-v3";
+  const mla::Checkpoint checkpoint(directory);  // maps the files
+  const mla::AttentionConfig config = mla::load_huggingface_config(directory).attention;
+  const mla::MultiheadLatentAttention attention(
+      config, mla::load_attention_weights(checkpoint, "model.layers.0.self_attn", config));
+
+  mla::LatentKVCache<mla::bfloat16> cache(config);  // one for each text and layer
+  cache.reserve(11);
+  mla::Context context;  // threads, instruction set, scratch memory
+  const mla::RowMajorMatrix prompt = mla::RowMajorMatrix::Random(10, config.hidden_size);
+  mla::RowMajorMatrix out(10, config.hidden_size);
+  attention.forward(prompt, cache, out, context);                // prefill: ten tokens
+  attention.forward(prompt.row(9), cache, out.row(9), context);  // decoding: one
+  cache.truncate(10);                                            // and it never happened
+
+  std::printf("%td tokens, %zu bytes of cache a token; first output %g\n", cache.size(),
+              cache.bytes_per_token(), static_cast<double>(out(0, 0)));
+  return 0;
+} catch (const std::exception& error) {
+  std::fprintf(stderr, "mla-attention-layer: %s\n", error.what());
+  return 1;
+}
