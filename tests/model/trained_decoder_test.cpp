@@ -112,9 +112,11 @@ TEST(TrainedDecoder, TheFp8CopyComputesItsGoldens) {
   const Goldens goldens(kFp8Model);
   const auto tokens = goldens.prompt("short");
   expect_close(last_logits(fp8_model(), tokens, std::ssize(tokens), {}),
-               goldens.matrix("short.logits"), kFp8Tolerance, "logits");
+               goldens.matrix("short.logits"), kLogitTolerance, "logits");
   expect_close(prediction_logits(fp8_model(), tokens, 1000), goldens.matrix("short.mtp_logits"),
-               kFp8Tolerance, "mtp_logits");
+               kLogitTolerance, "mtp_logits");
+  expect_close(last_logits(rounded_fp8_model(), tokens, std::ssize(tokens), {}),
+               goldens.matrix("short.logits"), kRoundedFp8Tolerance, "rounded_logits");
 }
 
 // What the goldens say of a window of the held-out text: BOS and its first 255 tokens predict it.

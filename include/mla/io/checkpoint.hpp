@@ -25,15 +25,19 @@ namespace mla {
 /// The tensors of a published model, in one safetensors file or in shards with an index.
 ///
 /// Weights are views into the mapped files, valid as long as the Checkpoint lives, also when it is
-/// moved. F8_E4M3 matrices are decoded to bfloat16 when they are first asked for, one at a time,
-/// and kept; all member functions are safe to call from several threads.
+/// moved. F8_E4M3 matrices are decoded when they are first asked for, one at a time, and kept; all
+/// member functions are safe to call from several threads.
 class Checkpoint {
  public:
   /// Opens a .safetensors file, or a directory with model.safetensors, or one with
   /// model.safetensors.index.json and the shards it names. The block size of F8_E4M3 weights comes
-  /// from the directory's config.json, if there is one, and is 128 x 128 otherwise. Throws
-  /// std::runtime_error naming the file, the shard and the tensor that is not as it must be.
-  explicit Checkpoint(const std::filesystem::path& path) : path_(path.string()) {
+  /// from the directory's config.json, if there is one, and is 128 x 128 otherwise; `fp8_as` is
+  /// what they are decoded to: bfloat16, or float32, which keeps every bit in twice the memory.
+  /// Throws std::runtime_error naming the file, the shard and the tensor that is not as it must be.
+  explicit Checkpoint(const std::filesystem::path& path, DType fp8_as = DType::bfloat16)
+      : path_(path.string()), fp8_as_(fp8_as) {
+    require(fp8_as != DType::float16,
+            "F8_E4M3 weights cannot be decoded to f16: its range is less");
     if (!std::filesystem::is_directory(path)) {
       add_file(path);
       return;
@@ -72,11 +76,12 @@ class Checkpoint {
   }
 
   /// Weight [rows, cols] of F32, BF16 or F16 as it is stored, of F8_E4M3 (with `name`_scale_inv)
-  /// decoded to bfloat16. Throws std::runtime_error naming the tensor when it or its scale is
-  /// missing or has another shape or element type.
+  /// decoded. Throws std::runtime_error naming the tensor when it or its scale is missing or has
+  /// another shape or element type.
   WeightView matrix(std::string_view name, Index rows, Index cols) const {
     const SafetensorsTensor& weight = tensor_of_shape(name, {rows, cols});
-    if (weight.dtype == SafetensorsDType::float8_e4m3) return {decoded(weight), rows, cols};
+    if (weight.dtype == SafetensorsDType::float8_e4m3)
+      return {decoded(weight), fp8_as_, rows, cols};
     return view(weight, rows, cols);
   }
 
@@ -88,7 +93,7 @@ class Checkpoint {
  private:
   struct Decoded {
     std::mutex mutex;
-    std::map<std::string, AlignedBuffer<bfloat16>, std::less<>> weights;
+    std::map<std::string, AlignedBuffer<std::byte>, std::less<>> weights;
   };
 
   void add_file(const std::filesystem::path& path) {
@@ -146,7 +151,7 @@ class Checkpoint {
     }
   }
 
-  const bfloat16* decoded(const SafetensorsTensor& weight) const {
+  const void* decoded(const SafetensorsTensor& weight) const {
     const std::lock_guard lock(decoded_->mutex);
     const auto found = decoded_->weights.find(weight.name);
     if (found != decoded_->weights.end()) return found->second.data();
@@ -155,10 +160,16 @@ class Checkpoint {
     const auto [scale_rows, scale_cols] = blocks_of(rows, cols, block_size_);
     const std::vector<float> scale =
         scales(tensor_of_shape(weight.name + "_scale_inv", {scale_rows, scale_cols}));
-    AlignedBuffer<bfloat16> values(static_cast<std::size_t>(rows * cols));
-    dequantize_fp8({reinterpret_cast<const std::uint8_t*>(weight.bytes.data()), rows, cols},
-                   {scale.data(), scale_rows, scale_cols}, block_size_,
-                   {values.data(), rows, cols});
+    AlignedBuffer<std::byte> values(static_cast<std::size_t>(rows * cols * bytes_of(fp8_as_)));
+    const auto decode_to = [&](auto* out) {
+      dequantize_fp8({reinterpret_cast<const std::uint8_t*>(weight.bytes.data()), rows, cols},
+                     {scale.data(), scale_rows, scale_cols}, block_size_,
+                     MatrixView(out, rows, cols));
+    };
+    if (fp8_as_ == DType::float32)
+      decode_to(reinterpret_cast<float*>(values.data()));
+    else
+      decode_to(reinterpret_cast<bfloat16*>(values.data()));
     return decoded_->weights.emplace(weight.name, std::move(values)).first->second.data();
   }
 
@@ -184,6 +195,7 @@ class Checkpoint {
   }
 
   std::string path_;
+  DType fp8_as_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, const SafetensorsTensor*, std::less<>> tensors_;
   BlockSize block_size_ = kDefaultWeightBlockSize;

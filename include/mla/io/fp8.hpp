@@ -43,15 +43,11 @@ constexpr BlockSize blocks_of(Index rows, Index cols, BlockSize block) noexcept 
   return {rows / block[0] + (rows % block[0] != 0), cols / block[1] + (cols % block[1] != 0)};
 }
 
-/// Block-scaled F8_E4M3 to bfloat16: value * scale of its block.
-///   weight     [rows, cols]  F8_E4M3 codes
-///   scale_inv  [ceil(rows / block[0]), ceil(cols / block[1])]
-///   out        [rows, cols]
-/// The product is rounded to float32 and then to bfloat16, to nearest even: the arithmetic of
-/// `weight_dequant` in DeepSeek's inference/kernel.py. Throws std::invalid_argument when the shapes
-/// do not fit.
-inline void dequantize_fp8(MatrixView<const std::uint8_t> weight, MatrixView<const float> scale_inv,
-                           BlockSize block, MatrixView<bfloat16> out) {
+namespace detail {
+
+template <StorageElement T>
+void dequantize_fp8_to(MatrixView<const std::uint8_t> weight, MatrixView<const float> scale_inv,
+                       BlockSize block, MatrixView<T> out) {
   require(block[0] > 0 && block[1] > 0, "block size must be positive, got ", block[0], " x ",
           block[1]);
   const auto [block_rows, block_cols] = blocks_of(weight.rows, weight.cols, block);
@@ -68,13 +64,31 @@ inline void dequantize_fp8(MatrixView<const std::uint8_t> weight, MatrixView<con
   }();
   for (Index r = 0; r < weight.rows; ++r) {
     const std::uint8_t* from = weight.row(r);
-    bfloat16* to = out.row(r);
+    T* to = out.row(r);
     for (Index b = 0; b < block_cols; ++b) {
       const float scale = scale_inv(r / block[0], b);
       const Index end = std::min((b + 1) * block[1], weight.cols);
-      for (Index c = b * block[1]; c < end; ++c) to[c] = bfloat16(kDecoded[from[c]] * scale);
+      for (Index c = b * block[1]; c < end; ++c) to[c] = static_cast<T>(kDecoded[from[c]] * scale);
     }
   }
+}
+
+}  // namespace detail
+
+/// Block-scaled F8_E4M3 to bfloat16 or float: value * scale of its block.
+///   weight     [rows, cols]  F8_E4M3 codes
+///   scale_inv  [ceil(rows / block[0]), ceil(cols / block[1])]
+///   out        [rows, cols]
+/// The product is rounded to float32 and then to the type of `out`, to nearest even: for bfloat16
+/// the arithmetic of `weight_dequant` in DeepSeek's inference/kernel.py. Throws
+/// std::invalid_argument when the shapes do not fit.
+inline void dequantize_fp8(MatrixView<const std::uint8_t> weight, MatrixView<const float> scale_inv,
+                           BlockSize block, MatrixView<bfloat16> out) {
+  detail::dequantize_fp8_to(weight, scale_inv, block, out);
+}
+inline void dequantize_fp8(MatrixView<const std::uint8_t> weight, MatrixView<const float> scale_inv,
+                           BlockSize block, MatrixView<float> out) {
+  detail::dequantize_fp8_to(weight, scale_inv, block, out);
 }
 
 }  // namespace mla

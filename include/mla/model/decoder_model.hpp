@@ -45,11 +45,12 @@ struct DecoderOptions {
 class DecoderModel {
  public:
   /// The model in a directory, as it was downloaded: config.json and safetensors files. Weights are
-  /// used where the files are mapped, but for fp8 ones, which are decoded. Throws
-  /// std::runtime_error naming the file, the key or the tensor that is not as it must be.
-  static DecoderModel load(const std::filesystem::path& directory) {
+  /// used where the files are mapped, but for fp8 ones, which are decoded to `fp8_as` (see
+  /// Checkpoint). Throws std::runtime_error naming the file, the key or the tensor that is not as
+  /// it must be.
+  static DecoderModel load(const std::filesystem::path& directory, DType fp8_as = DType::bfloat16) {
     const ModelConfig config = load_model_config(directory);
-    auto checkpoint = std::make_shared<const Checkpoint>(directory);
+    auto checkpoint = std::make_shared<const Checkpoint>(directory, fp8_as);
     DecoderModel model(config, load_decoder_weights(*checkpoint, config));
     model.checkpoint_ = std::move(checkpoint);
     return model;
