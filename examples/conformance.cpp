@@ -1,5 +1,5 @@
 // Runs the conformance cases of docs/conformance.md: MLA layers with weights, inputs, and what must
-// come out, computed in double.
+// come out, computed in double; and whole models with goldens beside their weights.
 
 #include <iostream>
 #include <string>

@@ -2,6 +2,8 @@
 #define MLA_EXAMPLES_CONFORMANCE_COMMAND_LINE_HPP_
 
 #include <algorithm>
+#include <charconv>
+#include <cmath>
 #include <cstddef>
 #include <exception>
 #include <filesystem>
@@ -14,6 +16,7 @@
 #include <vector>
 
 #include "case_file.hpp"
+#include "model_case.hpp"
 #include "run_case.hpp"
 
 #include "mla/core/error.hpp"
@@ -24,7 +27,9 @@ namespace mla::conformance {
 inline constexpr const char* kUsage =
     "usage: mla-conformance PATH... [--isa scalar|avx2|avx512] [--mode absorbed|decompressed]\n"
     "                       [--weights f32|bf16] [--cache f32|bf16|f16]\n"
-    "PATH is a case file or a directory of them (*.safetensors); see docs/conformance.md.\n"
+    "                       [--tolerance 1e-3]\n"
+    "PATH is a case file, a directory of them (*.safetensors), or the directory of a model with a\n"
+    "goldens.safetensors; --tolerance is for models, --weights is not. See docs/conformance.md.\n"
     "Exit status: 0 all cases pass, 1 some fail, 2 wrong usage or a file that cannot be used.\n";
 
 namespace detail {
@@ -55,6 +60,15 @@ inline Mode read_mode(const std::string& name) {
   return name == "absorbed" ? Mode::absorbed : Mode::decompressed;
 }
 
+inline double read_tolerance(const std::string& text) {
+  double value = 0.0;
+  const char* end = text.data() + text.size();
+  const auto [at, error] = std::from_chars(text.data(), end, value);
+  require(error == std::errc() && at == end && value >= 0.0 && std::isfinite(value),
+          "--tolerance must be a number from 0 on, got ", text);
+  return value;
+}
+
 // Throws std::invalid_argument for wrong usage.
 inline Arguments read_arguments(std::span<const std::string> words) {
   Arguments arguments;
@@ -68,8 +82,8 @@ inline Arguments read_arguments(std::span<const std::string> words) {
       arguments.paths.push_back(word);
       continue;
     }
-    const bool known =
-        word == "--isa" || word == "--mode" || word == "--weights" || word == "--cache";
+    const bool known = word == "--isa" || word == "--mode" || word == "--weights" ||
+                       word == "--cache" || word == "--tolerance";
     require(known, "unknown option ", word);
     require(i + 1 < words.size(), word, " needs a value");
     const std::string& value = words[++i];
@@ -77,6 +91,7 @@ inline Arguments read_arguments(std::span<const std::string> words) {
     if (word == "--mode") arguments.options.modes = {read_mode(value)};
     if (word == "--weights") arguments.options.weights = read_dtype(word, value, false);
     if (word == "--cache") arguments.options.cache = read_dtype(word, value, true);
+    if (word == "--tolerance") arguments.options.model_tolerance = read_tolerance(value);
   }
   require(!arguments.paths.empty(), "no case file or directory given (--help for usage)");
   return arguments;
@@ -115,13 +130,26 @@ void attempt(const std::string& path, Tally& tally, std::ostream& err, const Act
   err << "mla-conformance: " << (what.starts_with(path) ? "" : path + ": ") << what << std::endl;
 }
 
+inline void print(const Report& report, Tally& tally, std::ostream& out) {
+  out << report.line() << std::endl;
+  ++(report.passed() ? tally.passed : tally.failed);
+}
+
 inline void run_file(const std::filesystem::path& path, const Options& options, Tally& tally,
                      std::ostream& out) {
   const CaseFile file(path);
-  for (const Report& report : run_case(file, options)) {
-    out << report.line() << std::endl;
-    ++(report.passed() ? tally.passed : tally.failed);
-  }
+  for (const Report& report : run_case(file, options)) print(report, tally, out);
+}
+
+inline void run_directory_of_model(const std::string& path, const Options& options, Tally& tally,
+                                   std::ostream& out) {
+  out << "# " << path << ", weights as they are" << std::endl;
+  const auto unread =
+      run_model(path, options, [&](const Report& report) { print(report, tally, out); });
+  if (unread.empty()) return;
+  out << "# not compared:";
+  for (const std::string& name : unread) out << " " << name;
+  out << std::endl;
 }
 
 }  // namespace detail
@@ -148,6 +176,7 @@ inline int run_command_line(std::span<const std::string> words, std::ostream& ou
   detail::Tally tally;
   for (const std::string& path : arguments.paths)
     detail::attempt(path, tally, err, [&] {
+      if (is_model(path)) return detail::run_directory_of_model(path, options, tally, out);
       for (const auto& file : detail::case_files(path))
         detail::attempt(file.string(), tally, err,
                         [&] { detail::run_file(file, options, tally, out); });

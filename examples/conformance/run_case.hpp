@@ -28,6 +28,7 @@ struct Options {
   DType weights = DType::float32;  ///< float32: as stored; bfloat16: rounded
   DType cache = DType::float32;
   const simd::Kernels* kernels = &simd::kernels();
+  double model_tolerance = 1e-3;  ///< of whole models, see docs/conformance.md
 };
 
 namespace detail {
