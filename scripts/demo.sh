@@ -4,5 +4,5 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 scripts/install_dependencies.sh demo
 cmake --preset demo
-cmake --build --preset demo --parallel "$(nproc)"
+cmake --build --preset demo --target mla-demo --parallel "$(nproc)"
 exec build/demo/examples/mla-demo models/tiny-shakespeare-v3 "$@"

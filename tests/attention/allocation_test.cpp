@@ -50,6 +50,46 @@ TYPED_TEST(Allocation, ADecodingStepAllocatesNothingAfterTheFirst) {
   }
 }
 
+// 128 heads have the most scratch memory; the kernels cut a sequence into parts of 1024 keys.
+TYPED_TEST(Allocation, ADecodingStepAllocatesNothingOverALongReservedCache) {
+  TestLayer layer(make_config(16, 128, 0, 20, 4, 2, 4));
+  Context context;
+  LatentKVCache<TypeParam> cache(layer.config());
+  cache.reserve(4200);
+  const RowMajorMatrix x = layer.input(1);
+  RowMajorMatrix out(1, x.cols());
+  std::vector<float> row(static_cast<std::size_t>(layer.config().cache_row_width()), 0.5f);
+  const auto fill_to = [&](Index tokens) {
+    while (cache.size() < tokens) {
+      const Index position = cache.next_position();
+      cache.append({row.data(), 1, std::ssize(row)}, {&position, 1});
+    }
+  };
+  const ForwardOptions absorbed = {.mode = Mode::absorbed};
+  layer.layer.forward(x, cache, out, context, absorbed);
+  for (Index tokens : {1023, 2047, 3072, 4100}) {
+    fill_to(tokens);
+    const AllocationCount allocations;
+    for (int i = 0; i < 3; ++i) layer.layer.forward(x, cache, out, context, absorbed);
+    EXPECT_EQ(allocations.count(), 0) << tokens;
+  }
+}
+
+TYPED_TEST(Allocation, CallsThatGrowLittleByLittleDoNotPileUpMemory) {
+  TestLayer layer(make_config(40, 16, 0, 30, 20, 10, 20));
+  Context little_by_little, at_once;
+  const RowMajorMatrix x = layer.input(200);
+  RowMajorMatrix out(200, x.cols());
+  for (Index tokens = 1; tokens <= 200; ++tokens) {
+    LatentKVCache<TypeParam> cache(layer.config());
+    layer.layer.forward(x.topRows(tokens), cache, out.topRows(tokens), little_by_little);
+  }
+  LatentKVCache<TypeParam> cache(layer.config());
+  layer.layer.forward(x, cache, out, at_once);
+  EXPECT_LT(little_by_little.workspace().bytes_allocated(),
+            4 * at_once.workspace().bytes_allocated());
+}
+
 TYPED_TEST(Allocation, ABatchedMaskedStepAllocatesNothingAfterTheFirst) {
   TestLayer layer(small_config());
   BackwardExecutor executor;  // anything but the one that is built in

@@ -86,6 +86,22 @@ TEST_F(BadInput, NegativeTokens) {
   expect_refused({"sequence 1", "-1 tokens"});
 }
 
+// Four times 2^62 is 0 in 64 bits: a sum would let such numbers pass.
+TEST_F(BadInput, TokensWhoseSumCouldOverflow) {
+  batch_[0].tokens = Index{1} << 62;
+  expect_refused({"sequence 0", "4611686018427387904 tokens"});
+}
+
+TEST_F(BadInput, PositionsTooFarToRotateExactly) {
+  expect_positions_refused({4, 5, std::numeric_limits<Index>::max()},
+                           {"position_ids", "at most", "9223372036854775807"});
+}
+
+TEST_F(BadInput, RoomForANumberOfTokensThatCannotBe) {
+  EXPECT_THROW(first_.reserve(-1000), std::invalid_argument);
+  EXPECT_THROW(first_.reserve(std::numeric_limits<Index>::max()), std::invalid_argument);
+}
+
 TEST_F(BadInput, TheSameCacheTwice) {
   batch_[1].cache = &first_;
   expect_refused({"sequences 0 and 1", "same cache"});

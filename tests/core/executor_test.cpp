@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <stdexcept>
 
 #include "mla/core/eigen_executor.hpp"
@@ -25,6 +26,15 @@ TEST(Executor, TakesAPoolOfTheCaller) {
   EigenExecutor executor(pool);
   EXPECT_EQ(executor.concurrency(), 3);
   expect_each_task_once(executor, 50);
+}
+
+// A server may run whole forward passes on the pool that it shares with the library.
+TEST(Executor, WorksFromAThreadOfItsOwnPool) {
+  EigenExecutor executor(3);
+  std::atomic<int> inner{0};
+  executor.parallel_for(
+      6, [&](Index, Index) { executor.parallel_for(5, [&](Index, Index) { ++inner; }); });
+  EXPECT_EQ(inner, 30);
 }
 
 TEST(Executor, RefusesNoThreads) { EXPECT_THROW(EigenExecutor(0), std::invalid_argument); }

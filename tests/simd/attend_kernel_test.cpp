@@ -110,6 +110,27 @@ TEST_P(AttendKernel, SurvivesLogitsOfPlusAndMinus300) {
   }
 }
 
+// Where a rounding of the logit is large, weights must still not come out above 1.
+TEST_P(AttendKernel, SurvivesHugeFiniteLogits) {
+  const RowLayout& layout = kRowLayouts[3];
+  for (float size : {1e8f, 1e11f, 1e15f}) {
+    AttendCase<float> attend_case(layout, 20, 70, 14, size);
+    double largest = 0.0;
+    for (Index k = 0; k < 70; ++k)
+      for (Index c = 0; c < layout.value_width; ++c)
+        largest = std::max(
+            largest,
+            std::abs(static_cast<double>(attend_case.key_row(k)[layout.value_offset + c])));
+    const AttendResult result = attend_case.run(form(), std::vector<Index>(20, 70));
+    for (Index r = 0; r < 20; ++r) {
+      const double sum = static_cast<double>(result.sum[static_cast<std::size_t>(r)]);
+      ASSERT_LE(sum, 70.0) << "a weight above 1";
+      for (Index c = 0; c < layout.value_width; ++c)
+        ASSERT_LE(std::abs(result.out.at(r, c)) / sum, 1.0001 * largest) << size;
+    }
+  }
+}
+
 TEST_P(AttendKernel, KeepsTheLogSumExp) {
   for (double spread : {1.0, 100.0}) {
     AttendCase<bfloat16> attend_case(kRowLayouts[1], 3, 129, 5, spread);

@@ -93,23 +93,23 @@ class AbsorbedAttention {
     const std::span<Group> groups = make_groups(batch, group_rows, workspace);
     const Index workers = context.executor().concurrency();
     const Index scratch_floats =
-        context.kernels().attend_many_scratch(group_rows, queries.cols, config_.kv_lora_rank);
+        context.kernels().attend_many_scratch(kMostRows, queries.cols, config_.kv_lora_rank);
     const auto scratch = workspace.template take_matrix<float>(workers, scratch_floats);
+    const Index room = slots_of_round(batch);
+    const SoftmaxRows partial(workspace.template take_matrix<float>(room, config_.kv_lora_rank),
+                              workspace);
+    Task* task = workspace.template take<Task>(room);
 
     for (std::size_t first = 0, end; first < groups.size(); first = end) {
-      const Workspace::Scope scope(workspace);
       Index slots = 0, tasks = 0;
       for (end = first; end < groups.size(); ++end) {
         const Index more = groups[end].rows * groups[end].parts();
-        if (end > first && (slots + more) * config_.kv_lora_rank > kPartialFloats) break;
+        if (slots + more > room) break;
         groups[end].slot = slots;
         slots += more;
         tasks += groups[end].parts();
       }
       const auto round = groups.subspan(first, end - first);
-      const SoftmaxRows partial(workspace.template take_matrix<float>(slots, config_.kv_lora_rank),
-                                workspace);
-      Task* task = workspace.template take<Task>(tasks);
       for (Index i = 0; const Group& group : round)
         for (Index part = 0; part < group.parts(); ++part) task[i++] = {&group, part};
       context.executor().parallel_for(tasks, [&](Index i, Index worker) {
@@ -122,6 +122,19 @@ class AbsorbedAttention {
           partial.merge(group.slot + r, group.rows, group.parts(), values.row(group.row + r));
       });
     }
+  }
+
+  // Partial results of a round: as many as all rows could have before the caches must grow, so that
+  // decoding allocates nothing until then, but not more than kPartialFloats unless a group needs
+  // it.
+  Index slots_of_round(std::span<const CachedTokens<T>> batch) const noexcept {
+    Index rows = 0, parts = 1;
+    for (const CachedTokens<T>& sequence : batch) {
+      rows += sequence.tokens * config_.num_attention_heads;
+      parts = std::max(parts, parts_of(sequence.cache->rows().capacity()));
+    }
+    return std::min(rows * parts,
+                    std::max(kMostRows * parts, kPartialFloats / config_.kv_lora_rank));
   }
 
   Index rows_of_group(std::span<const CachedTokens<T>> batch, Index workers) const noexcept {
@@ -140,10 +153,10 @@ class AbsorbedAttention {
   std::span<Group> make_groups(std::span<const CachedTokens<T>> batch, Index group_rows,
                                Workspace& workspace) const {
     const Index heads = config_.num_attention_heads;
-    Index count = 0;
+    Index most = 0;
     for (const CachedTokens<T>& sequence : batch)
-      count += (sequence.tokens * heads + group_rows - 1) / group_rows;
-    Group* groups = workspace.take<Group>(count);
+      most += (sequence.tokens * heads + kLeastRows - 1) / kLeastRows;
+    Group* groups = workspace.take<Group>(most);
     Index i = 0;
     for (const CachedTokens<T>& sequence : batch) {
       const Index sequence_rows = sequence.tokens * heads;
@@ -153,7 +166,7 @@ class AbsorbedAttention {
                        sequence.visible((row + rows - 1) / heads), 0};
       }
     }
-    return {groups, static_cast<std::size_t>(count)};
+    return {groups, static_cast<std::size_t>(i)};
   }
 
   void attend_part(const Group& group, Index part, MatrixView<const float> queries,

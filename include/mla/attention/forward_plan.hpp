@@ -31,7 +31,8 @@ struct ForwardOptions {
   std::span<const Index> position_ids = {};
 
   /// [tokens] 1 for a token, 0 for padding, anywhere in a sequence. Padding takes up a default
-  /// position but no cache row, is seen by no token, and its output is 0. Empty: no padding.
+  /// position but no cache row, is seen by no token, and its output is 0; at the end of a call it
+  /// leaves no trace, and the next call continues after the last token. Empty: no padding.
   std::span<const std::uint8_t> attention_mask = {};
 };
 
@@ -118,9 +119,9 @@ class ForwardPlan {
   }
 
   /// Calls run(mode, first token, tokens, sequences) for neighbouring sequences of the same mode.
-  /// The sequences count their tokens from the run's first.
+  /// The sequences count their tokens from the run's first; to be called once, after append().
   template <class Run>
-  void for_each_run(const Run& run) const {
+  void for_each_run(const Run& run) {
     for (std::size_t s = 0, end; s < batch_.size(); s = end) {
       const Index first = sequences_[s].first_token;
       Index count = 0;
@@ -139,7 +140,8 @@ class ForwardPlan {
     for (std::size_t s = 0; s < batch_.size(); ++s) {
       const auto* cache = batch_[s].cache;
       require(cache != nullptr, "sequence ", s, " has no cache");
-      require(batch_[s].tokens >= 0, "sequence ", s, " has ", batch_[s].tokens, " tokens");
+      require(batch_[s].tokens >= 0 && batch_[s].tokens <= PagedRows<T>::kMaxRows, "sequence ", s,
+              " has ", batch_[s].tokens, " tokens");
       require(cache->fits(config), "the cache of sequence ", s, " has rows of ",
               cache->kv_lora_rank(), " + ", cache->rope_key_width(),
               " elements (latent + rotary keys), this layer needs ", config.kv_lora_rank, " + ",
@@ -172,6 +174,8 @@ class ForwardPlan {
         if (options.attention_mask[row] == 0) continue;
       }
       const Index position = options.position_ids.empty() ? start + i : options.position_ids[row];
+      require(position <= kMaxPosition, "position_ids must be at most ", kMaxPosition, ", token ",
+              i, " of sequence ", s, " has ", position);
       require(position > last, "position_ids must rise: token ", i, " of sequence ", s,
               " has position ", position, " after ", last);
       last = position;

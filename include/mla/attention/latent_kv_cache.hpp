@@ -13,6 +13,9 @@
 
 namespace mla {
 
+/// Largest position id: the angle of a rotation, in double, is exact to 1e-3 radians there.
+inline constexpr Index kMaxPosition = Index{1} << 40;
+
 /// The cache of one sequence and one layer: a row [latent | rotary keys] for each token, of
 /// kv_lora_rank + rope_key_width elements of T (float, bfloat16 or float16), in pages of 64 tokens.
 /// The latent is cached after kv_a_layernorm, rotary keys after rotation.
@@ -61,6 +64,8 @@ class LatentKVCache {
     Index last = next_position() - 1;
     for (Index position : positions) {
       require(position > last, "positions must rise: got ", position, " after ", last);
+      require(position <= kMaxPosition, "positions must be at most ", kMaxPosition, ", got ",
+              position);
       last = position;
     }
     const Index old = size();

@@ -24,8 +24,9 @@ namespace mla {
 /// One Multi-head Latent Attention layer (DeepSeek-V2, section 2.1), for prefill and decoding over
 /// a latent cache. Immutable: threads may share it, each with its own Context and caches.
 ///
-/// The result of a token is the same to the last bit for any number of threads, any split of a
-/// prompt into calls and any batch, as long as mode, instruction set and cache type are the same.
+/// The result of a token at its position is the same to the last bit for any number of threads, any
+/// split of a prompt into calls and any batch, as long as mode, instruction set and cache type are
+/// the same.
 class MultiheadLatentAttention {
  public:
   /// `weights` are views that must outlive the layer; only norms and biases are converted and kept.
@@ -75,7 +76,7 @@ class MultiheadLatentAttention {
     require(out.rows() == x.rows() && out.cols() == x.cols(), "out must have shape [", x.rows(),
             ", ", x.cols(), "], got [", out.rows(), ", ", out.cols(), "]");
     const Workspace::Scope scope(context.workspace());
-    const ForwardPlan<T> plan(config_, x.rows(), batch, options, context.workspace());
+    ForwardPlan<T> plan(config_, x.rows(), batch, options, context.workspace());
     const MatrixView<const float> all(x.data(), x.rows(), x.cols(), x.outerStride());
     const MatrixView<float> result(out.data(), out.rows(), out.cols(), out.outerStride());
     if (plan.tokens() == x.rows()) {
@@ -98,7 +99,7 @@ class MultiheadLatentAttention {
  private:
   // x and out [plan.tokens(), hidden_size]; may be the same memory.
   template <StorageElement T>
-  void forward_tokens(const ForwardPlan<T>& plan, MatrixView<const float> x, MatrixView<float> out,
+  void forward_tokens(ForwardPlan<T>& plan, MatrixView<const float> x, MatrixView<float> out,
                       Context& context) const {
     Workspace& workspace = context.workspace();
     const Index tokens = plan.tokens();

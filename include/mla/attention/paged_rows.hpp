@@ -17,6 +17,7 @@ template <StorageElement T>
 class PagedRows {
  public:
   static constexpr Index kPageRows = simd::kTileKeys;
+  static constexpr Index kMaxRows = Index{1} << 40;
 
   explicit PagedRows(Index row_width) : row_width_(row_width) {
     require(row_width > 0, "a cache row needs at least one element, got ", row_width);
@@ -47,7 +48,9 @@ class PagedRows {
   const T* const* pages() const noexcept { return pages_.data(); }
 
   /// Makes room for `rows` rows in all. What was there stays as it was, also when memory runs out.
+  /// Throws std::invalid_argument for a number that cannot be.
   void reserve(Index rows) {
+    require(rows >= 0 && rows <= kMaxRows, "cannot make room for ", rows, " cache rows");
     const auto pages = static_cast<std::size_t>((rows + kPageRows - 1) / kPageRows);
     if (pages <= pages_.size()) return;
     if (pages > pages_.capacity()) {

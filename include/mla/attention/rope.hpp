@@ -114,7 +114,8 @@ class RotaryEmbedding {
   const std::vector<double>& inv_freq() const noexcept { return inv_freq_; }
   double cos_sin_scale() const noexcept { return cos_sin_scale_; }
 
-  /// Fills cos and sin [positions.size(), dim / 2], exact to float32 rounding at any position.
+  /// Fills cos and sin [positions.size(), dim / 2], exact to float32 rounding where
+  /// position * 1e-16 is far below it.
   void tables(std::span<const Index> positions, MatrixView<float> cos,
               MatrixView<float> sin) const noexcept {
     for (std::size_t t = 0; t < positions.size(); ++t) {

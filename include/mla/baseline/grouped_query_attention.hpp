@@ -6,6 +6,7 @@
 #include <span>
 
 #include "mla/attention/context.hpp"
+#include "mla/attention/latent_kv_cache.hpp"
 #include "mla/attention/linear.hpp"
 #include "mla/attention/rope.hpp"
 #include "mla/attention/softmax_rows.hpp"
@@ -148,6 +149,8 @@ class GroupedQueryAttention {
     Index last = cache.next_position() - 1;
     for (Index position : position_ids) {
       require(position > last, "position_ids must rise: got ", position, " after ", last);
+      require(position <= kMaxPosition, "position_ids must be at most ", kMaxPosition, ", got ",
+              position);
       last = position;
     }
   }

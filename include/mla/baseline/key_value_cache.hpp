@@ -5,6 +5,7 @@
 #include <span>
 #include <vector>
 
+#include "mla/attention/latent_kv_cache.hpp"
 #include "mla/attention/paged_rows.hpp"
 #include "mla/baseline/grouped_query_config.hpp"
 #include "mla/core/error.hpp"
@@ -91,6 +92,8 @@ class KeyValueCache {
     Index last = next_position() - 1;
     for (Index position : positions) {
       require(position > last, "positions must rise: got ", position, " after ", last);
+      require(position <= kMaxPosition, "positions must be at most ", kMaxPosition, ", got ",
+              position);
       last = position;
     }
     const Index old = size();

@@ -11,8 +11,8 @@
 
 namespace mla {
 
-/// Runs tasks on an Eigen::ThreadPool and on the thread that calls. Needs Eigen's unsupported
-/// headers, and threads (-pthread).
+/// Runs tasks on an Eigen::ThreadPool and on the thread that calls; called from a thread of that
+/// pool, on this thread alone. Needs Eigen's unsupported headers, and threads (-pthread).
 class EigenExecutor final : public Executor {
  public:
   /// `threads` in all, the calling one included. Throws std::invalid_argument if that is below 1.
@@ -42,7 +42,9 @@ class EigenExecutor final : public Executor {
   };
 
   void run(Index tasks, const Body& body) override {
-    const Index helpers = std::min<Index>(tasks, concurrency()) - 1;
+    // A thread of the pool that waited for others could wait for ever.
+    const bool inside = pool_->CurrentThreadId() >= 0;
+    const Index helpers = inside ? 0 : std::min<Index>(tasks, concurrency()) - 1;
     Run shared{body, tasks, Eigen::Barrier(static_cast<unsigned>(helpers))};
     for (Index i = 0; i < helpers; ++i)
       pool_->Schedule([run = &shared] {

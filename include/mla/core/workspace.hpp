@@ -36,8 +36,9 @@ class Workspace {
                   "Workspace hands out plain data only");
     const std::size_t bytes = round_up(static_cast<std::size_t>(count) * sizeof(T));
     while (block_ < blocks_.size() && blocks_[block_].size() - used_ < bytes) next_block();
+    // As much again as there is: calls that grow little by little do not pile up small blocks.
     if (block_ == blocks_.size())
-      blocks_.emplace_back(std::max(bytes, blocks_.empty() ? kFirstBlock : blocks_.back().size()));
+      blocks_.emplace_back(std::max({bytes, kFirstBlock, bytes_allocated()}));
     std::byte* memory = blocks_[block_].data() + used_;
     used_ += bytes;
     return reinterpret_cast<T*>(memory);

@@ -199,6 +199,10 @@ inline BlockSize read_weight_block_size(const nlohmann::json& json,
   const detail::ConfigReader config(json, origin + ": ");
   if (!config.find("quantization_config")) return kDefaultWeightBlockSize;
   const detail::ConfigReader quantization = config.object("quantization_config");
+  for (const auto& [key, supported] : {std::pair("quant_method", "fp8"), std::pair("fmt", "e4m3")})
+    if (quantization.find(key) && quantization.string(key) != supported)
+      quantization.fail(std::string(key) + " must be " + supported + ", got " +
+                        quantization.string(key));
   const nlohmann::json* value = quantization.find("weight_block_size");
   if (!value) return kDefaultWeightBlockSize;
   const auto valid = [](const nlohmann::json& size) {

@@ -120,7 +120,9 @@ inline void softmax_block(float (*scores)[kBlockRows], Index count, const float*
     F32 sum = zero();
     for (Index k = 0; k < count; ++k) {
       const F32 key = set1(static_cast<float>(k));
-      const F32 p = exp2_non_positive(fma(load(scores[k] + v), set1(scale), zero() - peak));
+      // Not rounded as the peak was, a product can come out above it.
+      const F32 below = fma(load(scores[k] + v), set1(scale), zero() - peak);
+      const F32 p = exp2_non_positive(min(zero(), below));
       const F32 kept = if_less(key, seen, p, zero());
       store(scores[k] + v, kept);
       sum = sum + kept;

@@ -74,6 +74,8 @@ MLA_INLINE F32 operator*(F32 a, F32 b) { return {_mm256_mul_ps(a.v, b.v)}; }
 MLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 // The larger one; b where either is NaN.
 MLA_INLINE F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
+// The smaller one; b where either is NaN.
+MLA_INLINE F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 
 // Lane by lane a < b ? yes : no.
 MLA_INLINE F32 if_less(F32 a, F32 b, F32 yes, F32 no) {
