@@ -75,6 +75,7 @@ class DecompressedAttention {
   void attend_head(const CachedTokens<T>& sequence, Index h, MatrixView<const float> queries,
                    MatrixView<float> values, const Scratch& scratch,
                    const Context& context) const noexcept {
+    if (sequence.tokens == 0) return;
     const Index qk = config_.qk_head_dim(), v = config_.v_head_dim;
     scratch.softmax.start(0, sequence.tokens);
     for (Index first = 0; first < sequence.cache->size(); first += kBlockKeys) {

@@ -79,7 +79,9 @@ class MultiheadLatentAttention {
     ForwardPlan<T> plan(config_, x.rows(), batch, options, context.workspace());
     const MatrixView<const float> all(x.data(), x.rows(), x.cols(), x.outerStride());
     const MatrixView<float> result(out.data(), out.rows(), out.cols(), out.outerStride());
-    if (plan.tokens() == x.rows()) {
+    if (plan.tokens() == 0) {
+      plan.scatter({}, result);
+    } else if (plan.tokens() == x.rows()) {
       forward_tokens(plan, all, result, context);
     } else {  // without the padding
       const auto real = context.workspace().take_matrix<float>(plan.tokens(), x.cols());
