@@ -37,6 +37,9 @@ class CaseWeights {
   /// Whether rounding changed any number.
   bool rounded() const noexcept { return rounded_; }
 
+  /// Some matrix is in bfloat16.
+  bool bfloat16_products() const noexcept { return bfloat16_products_; }
+
  private:
   void load_published(const AttentionConfig& c) {
     const Index heads = c.num_attention_heads, rank = c.kv_lora_rank;
@@ -74,7 +77,9 @@ class CaseWeights {
   }
 
   WeightView matrix(const std::string& name, Index rows, Index cols) {
-    return view(name + ".weight", {rows, cols}, rows, cols);
+    const WeightView weight = view(name + ".weight", {rows, cols}, rows, cols);
+    bfloat16_products_ = bfloat16_products_ || weight.dtype == DType::bfloat16;
+    return weight;
   }
   WeightView vector(const std::string& name, Index size) { return view(name, {size}, 1, size); }
 
@@ -108,6 +113,7 @@ class CaseWeights {
   std::set<std::string> names_;
   std::list<AlignedBuffer<bfloat16>> copies_;
   bool rounded_ = false;
+  bool bfloat16_products_ = false;
 };
 
 }  // namespace mla::conformance

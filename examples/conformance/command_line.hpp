@@ -25,7 +25,7 @@
 namespace mla::conformance {
 
 inline constexpr const char* kUsage =
-    "usage: mla-conformance PATH... [--isa scalar|avx2|avx512] [--mode absorbed|decompressed]\n"
+    "usage: mla-conformance PATH... [--isa ISA] [--mode absorbed|decompressed]\n"
     "                       [--weights f32|bf16] [--cache f32|bf16|f16]\n"
     "                       [--tolerance 1e-3]\n"
     "PATH is a case file, a directory of them (*.safetensors), or the directory of a model with a\n"

@@ -81,7 +81,10 @@ inline Expectation expectation(const AttentionCase& layer, const Options& option
   Expectation result;
   const bool rounded_weights = layer.weights->rounded();
   const bool rounded_cache = options.cache != DType::float32;
-  if (!rounded_weights && !rounded_cache) return result;
+  const bool rounded_products =
+      simd::precision_of(options.kernels->isa) == Precision::bfloat16 &&
+      (layer.weights->bfloat16_products() || options.cache == DType::bfloat16);
+  if (!rounded_weights && !rounded_cache && !rounded_products) return result;
   const double logit = largest_logit(layer);
   if (rounded_weights) {
     result.same_weights = reference_result(layer);
@@ -90,6 +93,10 @@ inline Expectation expectation(const AttentionCase& layer, const Options& option
   if (rounded_cache) {
     result.to_case.add_rounded_cache(options.cache, logit);
     result.to_double.add_rounded_cache(options.cache, logit);
+  }
+  if (rounded_products) {
+    result.to_case.add_bfloat16_arithmetic(logit);
+    result.to_double.add_bfloat16_arithmetic(logit);
   }
   std::array<char, 32> largest{};
   std::snprintf(largest.data(), largest.size(), ", logits to %.1f", logit);

@@ -35,10 +35,14 @@ struct Tolerance {
 
   /// Adds what 16-bit weights do to a layer whose largest attention logit is `logit`.
   void add_rounded_weights(double logit) {
-    const double u = unit_roundoff(DType::bfloat16);
-    output += 2.0 * u * (4.0 + logit / 2.0);
-    cache_row += 8.0 * u;
+    add_rounded_factors(logit);
     reason += " + bf16 weights";
+  }
+
+  /// Adds what rounding the other factor of each product with a weight does: as much.
+  void add_bfloat16_arithmetic(double logit) {
+    add_rounded_factors(logit);
+    reason += " + bf16 arithmetic";
   }
 
   /// Adds what a cache of 16-bit elements does.
@@ -47,6 +51,13 @@ struct Tolerance {
     output += u * (4.0 + logit / 2.0);
     cache_row += u;
     reason += std::string(" + ") + name_of(cache) + " cache";
+  }
+
+ private:
+  void add_rounded_factors(double logit) {
+    const double u = unit_roundoff(DType::bfloat16);
+    output += 2.0 * u * (4.0 + logit / 2.0);
+    cache_row += 8.0 * u;
   }
 };
 

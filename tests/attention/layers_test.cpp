@@ -38,7 +38,8 @@ void expect_linear(Index tokens, Index in, Index out_features, Context& context)
       const double shift =
           static_cast<double>(static_cast<float>(bias[static_cast<std::size_t>(o)]));
       // One more rounding for the bias.
-      const double bound = dot.bound + 0x1p-24 * (std::abs(dot.value) + std::abs(shift));
+      const double bound = dot.bound_of(precision_for<T>(context.kernels())) +
+                           0x1p-24 * (std::abs(dot.value) + std::abs(shift));
       ASSERT_NEAR(out.at(t, o), dot.value + shift, bound) << in << " " << out_features;
     }
   ASSERT_TRUE(out.gaps_are_untouched());

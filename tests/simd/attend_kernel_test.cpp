@@ -36,7 +36,7 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
         ASSERT_TRUE(result.same_row(row, AttendResult(1, result.out.view().cols), 0)) << what;
         continue;
       }
-      const auto expected = attend_case.expected(row, visible[r]);
+      const auto expected = attend_case.expected(row, visible[r], form().precision<T>());
       const double sum = static_cast<double>(result.sum[r]);
       for (std::size_t c = 0; c < expected.out.size(); ++c)
         ASSERT_NEAR(result.out.at(row, static_cast<Index>(c)) / sum, expected.out[c],
@@ -65,6 +65,54 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
       if (layout.width > 300) continue;
       AttendCase<T> attend_case(layout, static_cast<Index>(visible.size()), 600, 2);
       expect_attention(attend_case, visible, layout.name);
+    }
+  }
+
+  template <StorageElement T>
+  void expect_no_leak_from_invisible_keys() {
+    const std::vector<Index> visible = {100, 101, 150, 64, 99};
+    for (const RowLayout& layout : {kRowLayouts[3], kRowLayouts[6]}) {
+      AttendCase<T> clean(layout, 5, 150, 6), spoiled(layout, 5, 150, 6);
+      for (Index i = 0; i < layout.width; ++i) {
+        spoiled.key_row(100)[i] = T(kNaN);
+        spoiled.key_row(101)[i] = T(kInfinity);
+        spoiled.key_row(102)[i] = T(-kInfinity);
+      }
+      const AttendResult expected = clean.run(form(), visible);
+      const AttendResult actual = spoiled.run(form(), visible);
+      for (Index r : {0, 3, 4}) EXPECT_TRUE(actual.same_row(r, expected, r)) << r;
+      for (Index r : {1, 2}) EXPECT_TRUE(std::isnan(actual.out.at(r, 0))) << r;
+    }
+  }
+
+  template <StorageElement T>
+  void expect_rows_independent_of_each_other() {
+    const std::vector<Index> visible = {129, 0, 65, 128, 1, 64, 100, 129, 3};
+    for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[3], kRowLayouts[6]}) {
+      AttendCase<T> attend_case(layout, 9, 129, 11);
+      attend_case.queries().view()(3, 0) = kNaN;  // must stay there (its sign is the compiler's)
+      const AttendResult together = attend_case.run(form(), visible);
+      for (Index first = 0; first < 9; ++first)
+        for (Index count = 1; first + count <= 9; ++count) {
+          const std::vector<Index> part(visible.begin() + first, visible.begin() + first + count);
+          const AttendResult alone = attend_case.run(form(), part, first);
+          for (Index r = 0; r < count; ++r)
+            ASSERT_TRUE(first + r == 3 ? std::isnan(alone.out.at(r, 0))
+                                       : alone.same_row(r, together, first + r))
+                << first << " " << count << " " << r;
+        }
+    }
+  }
+
+  template <StorageElement T>
+  void expect_any_page_size() {
+    const std::vector<Index> visible = {300, 65, 200};
+    const RowLayout& layout = kRowLayouts[1];
+    const AttendResult small = AttendCase<T>(layout, 3, 300, 12, 2.0, 64).run(form(), visible);
+    for (Index page_rows : {128, 192, 300, 500}) {  // one page may be of any size
+      const AttendResult large =
+          AttendCase<T>(layout, 3, 300, 12, 2.0, page_rows).run(form(), visible);
+      for (Index r = 0; r < 3; ++r) EXPECT_TRUE(large.same_row(r, small, r)) << page_rows;
     }
   }
 };
@@ -137,30 +185,20 @@ TEST_P(AttendKernel, KeepsTheLogSumExp) {
     const std::vector<Index> visible = {129, 64, 1};
     const AttendResult result = attend_case.run(form(), visible);
     for (std::size_t r = 0; r < visible.size(); ++r) {
-      const double expected = attend_case.expected(static_cast<Index>(r), visible[r]).log_sum_exp;
+      const auto expected =
+          attend_case.expected(static_cast<Index>(r), visible[r], form().precision<bfloat16>());
       const double actual =
           (static_cast<double>(result.maximum[r]) + std::log2(static_cast<double>(result.sum[r]))) *
           std::numbers::ln2;
-      // The logits are float32 sums of 288 products, relative to their size.
-      EXPECT_NEAR(actual, expected, 1e-5 * std::max(1.0, spread));
+      // It moves with the logits, and has a rounding of its own.
+      EXPECT_NEAR(actual, expected.log_sum_exp, expected.logit_bound + 1e-6);
     }
   }
 }
 
 TEST_P(AttendKernel, NaNAndInfinityInAnInvisibleKeyDoNotLeak) {
-  const std::vector<Index> visible = {100, 101, 150, 64, 99};
-  for (const RowLayout& layout : {kRowLayouts[3], kRowLayouts[6]}) {
-    AttendCase<float> clean(layout, 5, 150, 6), spoiled(layout, 5, 150, 6);
-    for (Index i = 0; i < layout.width; ++i) {
-      spoiled.key_row(100)[i] = kNaN;
-      spoiled.key_row(101)[i] = kInfinity;
-      spoiled.key_row(102)[i] = -kInfinity;
-    }
-    const AttendResult expected = clean.run(form(), visible);
-    const AttendResult actual = spoiled.run(form(), visible);
-    for (Index r : {0, 3, 4}) EXPECT_TRUE(actual.same_row(r, expected, r)) << r;
-    for (Index r : {1, 2}) EXPECT_TRUE(std::isnan(actual.out.at(r, 0))) << r;
-  }
+  expect_no_leak_from_invisible_keys<float>();
+  expect_no_leak_from_invisible_keys<bfloat16>();
 }
 
 // Wherever it is: in the key, the rotary part or the value, in the first tile or in a later one.
@@ -196,7 +234,8 @@ TEST_P(AttendKernel, ContinuingOverCallsSplitAtTilesEqualsOneCallToTheLastBit) {
   for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[6]}) {
     const AttendCase<bfloat16> attend_case(layout, 7, 600, 10);
     const AttendResult once = attend_case.run(form(), visible);
-    for (Index part : {64, 128, 320, 576}) {
+    for (Index part : {64, 128, 256, 320, 512, 576}) {
+      if (form().many && part % form().kernels.bf16.attend_many_keys != 0) continue;
       AttendResult parts(7, layout.value_width);
       for (Index first = 0; first < 600; first += part)
         attend_case.run_part(form(), visible, 0, first, std::min<Index>(part, 600 - first), parts);
@@ -206,21 +245,8 @@ TEST_P(AttendKernel, ContinuingOverCallsSplitAtTilesEqualsOneCallToTheLastBit) {
 }
 
 TEST_P(AttendKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
-  const std::vector<Index> visible = {129, 0, 65, 128, 1, 64, 100, 129, 3};
-  for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[3], kRowLayouts[6]}) {
-    AttendCase<float> attend_case(layout, 9, 129, 11);
-    attend_case.queries().view()(3, 0) = kNaN;  // must stay there (its sign is the compiler's)
-    const AttendResult together = attend_case.run(form(), visible);
-    for (Index first = 0; first < 9; ++first)
-      for (Index count = 1; first + count <= 9; ++count) {
-        const std::vector<Index> part(visible.begin() + first, visible.begin() + first + count);
-        const AttendResult alone = attend_case.run(form(), part, first);
-        for (Index r = 0; r < count; ++r)
-          ASSERT_TRUE(first + r == 3 ? std::isnan(alone.out.at(r, 0))
-                                     : alone.same_row(r, together, first + r))
-              << first << " " << count << " " << r;
-      }
-  }
+  expect_rows_independent_of_each_other<float>();
+  expect_rows_independent_of_each_other<bfloat16>();
 }
 
 // More rows than any register tile or block holds, in other groups.
@@ -243,14 +269,8 @@ TEST_P(AttendKernel, ManyRowsInAnyGroupsAreTheSameToTheLastBit) {
 }
 
 TEST_P(AttendKernel, ThePageSizeDoesNotChangeASingleBit) {
-  const std::vector<Index> visible = {300, 65, 200};
-  const RowLayout& layout = kRowLayouts[1];
-  const AttendResult small = AttendCase<float>(layout, 3, 300, 12, 2.0, 64).run(form(), visible);
-  for (Index page_rows : {128, 192, 300, 500}) {  // one page may be of any size
-    const AttendResult large =
-        AttendCase<float>(layout, 3, 300, 12, 2.0, page_rows).run(form(), visible);
-    for (Index r = 0; r < 3; ++r) EXPECT_TRUE(large.same_row(r, small, r)) << page_rows;
-  }
+  expect_any_page_size<float>();
+  expect_any_page_size<bfloat16>();
 }
 
 TEST_P(AttendKernel, NoRowsAndNoKeysChangeNothing) {

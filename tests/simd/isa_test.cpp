@@ -14,6 +14,7 @@ namespace mla::test {
 namespace {
 
 using simd::Isa;
+using simd::Precision;
 
 // Sets MLA_ISA, or takes it away, until the end of the scope.
 class IsaVariable {
@@ -45,23 +46,27 @@ TEST(Isa, NamesAndIsasAreOneToOne) {
 
 TEST(Isa, ScalarRunsEverywhere) {
   EXPECT_TRUE(simd::is_supported(Isa::scalar));
-  EXPECT_EQ(simd::best_isa(Isa::scalar), Isa::scalar);
+  EXPECT_EQ(simd::best_isa(Precision::bfloat16, Isa::scalar), Isa::scalar);
 }
 
-TEST(Isa, TheBestIsSupportedAndNotAboveTheLimit) {
-  for (Isa limit : simd::kAllIsas) {
-    const Isa best = simd::best_isa(limit);
-    EXPECT_TRUE(simd::is_supported(best));
-    EXPECT_LE(best, limit);
-    for (Isa isa : supported_isas()) EXPECT_TRUE(isa > limit || isa <= best);
-  }
-  EXPECT_EQ(simd::best_isa(), supported_isas().back());
+TEST(Isa, TheBestIsSupportedPreciseAndNotAboveTheLimit) {
+  for (Precision precision : {Precision::float32, Precision::bfloat16})
+    for (Isa limit : simd::kAllIsas) {
+      const Isa best = simd::best_isa(precision, limit);
+      EXPECT_TRUE(simd::is_supported(best));
+      EXPECT_LE(best, limit);
+      EXPECT_LE(simd::precision_of(best), precision);
+      for (Isa isa : supported_isas())
+        EXPECT_TRUE(isa > limit || simd::precision_of(isa) > precision || isa <= best);
+    }
+  EXPECT_EQ(simd::best_isa(Precision::bfloat16), supported_isas().back());
 }
 
 TEST(Isa, TheEnvironmentVariableLowersTheDefault) {
   for (Isa isa : simd::kAllIsas) {
     const IsaVariable variable(std::string(simd::name_of(isa)).c_str());
-    EXPECT_EQ(simd::default_isa(), simd::best_isa(isa));
+    for (Precision precision : {Precision::float32, Precision::bfloat16})
+      EXPECT_EQ(simd::default_isa(precision), simd::best_isa(precision, isa));
   }
 }
 
@@ -73,7 +78,8 @@ TEST(Isa, AnUnknownOrMissingVariableChangesNothing) {
 }
 
 TEST(Kernels, TheTableOfAnIsaIsItsOwnOrTheBestBelow) {
-  for (Isa isa : simd::kAllIsas) EXPECT_EQ(simd::kernels_for(isa).isa, simd::best_isa(isa));
+  for (Isa isa : simd::kAllIsas)
+    EXPECT_EQ(simd::kernels_for(isa).isa, simd::best_isa(simd::precision_of(isa), isa));
 }
 
 TEST(Kernels, OfSelectsByElementType) {

@@ -37,6 +37,12 @@ inline constexpr RowLayout kRowLayouts[] = {
 struct AttendForm {
   const simd::Kernels& kernels;
   bool many;  ///< attend_many(), else attend()
+
+  /// How it computes with keys and values of type T.
+  template <StorageElement T>
+  simd::Precision precision() const noexcept {
+    return many ? precision_for<T>(kernels) : simd::Precision::float32;
+  }
 };
 
 /// What attend() leaves behind for some rows.
@@ -125,7 +131,7 @@ class AttendCase {
                                         .value_width = layout_.value_width};
     const auto& kernels = form.kernels.of<T>();
     if (!form.many) return kernels.attend(queries, keys, scale(), result.state());
-    const AlignedBuffer<float> scratch(static_cast<std::size_t>(form.kernels.attend_many_scratch(
+    const AlignedBuffer<float> scratch(static_cast<std::size_t>(kernels.attend_many_scratch(
         queries.rows, layout_.key_width + layout_.tail_width, layout_.value_width)));
     std::fill(scratch.begin(), scratch.end(), std::numeric_limits<float>::quiet_NaN());
     kernels.attend_many(queries, keys, scale(), result.state(), scratch.data());
@@ -135,9 +141,11 @@ class AttendCase {
   struct Attention {
     std::vector<double> out;  // [value_width]
     double log_sum_exp = 0.0;
-    double bound = 0.0;  // how far float32 may be from it
+    double logit_bound = 0.0;
+    double bound = 0.0;  // how far the kernel may be from it
   };
-  Attention expected(Index row, Index visible) {
+  Attention expected(Index row, Index visible,
+                     simd::Precision precision = simd::Precision::float32) {
     std::vector<double> logits;
     double peak = -std::numeric_limits<double>::infinity(), logit_bound = 0.0, largest = 0.0;
     const double scale = static_cast<double>(this->scale());
@@ -153,7 +161,8 @@ class AttendCase {
       logits.push_back(scale * dot.value);
       peak = std::max(peak, logits.back());
       // Scaling, taking off the maximum and the constants round by 2^-24 of the logit each.
-      logit_bound = std::max(logit_bound, scale * dot.bound + std::abs(logits.back()) * 0x1p-21);
+      logit_bound = std::max(logit_bound,
+                             scale * dot.bound_of(precision) + std::abs(logits.back()) * 0x1p-21);
       for (Index c = 0; c < layout_.value_width; ++c)
         largest = std::max(largest, std::abs(element(key, layout_.value_offset + c)));
     }
@@ -171,6 +180,9 @@ class AttendCase {
     // sums over keys round at random, which adds up as the root of their number.
     attention.bound = largest * (2.0 * (logit_bound + 2e-7) +
                                  4.0 * std::sqrt(static_cast<double>(visible)) * 0x1p-24);
+    // Weights rounded to bfloat16, but not in the sum that they are divided by.
+    if (precision == simd::Precision::bfloat16) attention.bound += largest * 0x1p-9;
+    attention.logit_bound = logit_bound;
     return attention;
   }
 

@@ -5,9 +5,11 @@
 #include <cmath>
 #include <cstddef>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "mla/core/tensor.hpp"
+#include "mla/simd/kernels.hpp"
 #include "support/random.hpp"
 
 namespace mla::test {
@@ -56,18 +58,33 @@ class GuardedMatrix {
 struct Expected {
   double value = 0.0;
   double bound = 0.0;
+  double norm = 0.0;  ///< of the products that it is the sum of
+
+  /// The bound where one factor of each product was rounded to bfloat16, by at most 2^-9 of it:
+  /// errors that add up as the root of their squares, at seven times their standard deviation.
+  double bound_of(simd::Precision precision) const noexcept {
+    return precision == simd::Precision::bfloat16 ? bound + 4.0 * 0x1p-9 * norm : bound;
+  }
 };
+
+/// How a table's kernels for elements of type T compute.
+template <StorageElement T>
+simd::Precision precision_for(const simd::Kernels& kernels) noexcept {
+  return std::is_same_v<T, bfloat16> ? simd::precision_of(kernels.isa) : simd::Precision::float32;
+}
 
 /// sum_i a(i) * b(i). Each of at least 4 lanes adds n / 4 products, then the lanes are added, each
 /// step rounding by at most 2^-24 of the sum of magnitudes.
 template <class A, class B>
 Expected expected_dot(Index n, const A& a, const B& b) {
-  double sum = 0.0, magnitude = 0.0;
+  double sum = 0.0, magnitude = 0.0, squares = 0.0;
   for (Index i = 0; i < n; ++i) {
-    sum += a(i) * b(i);
-    magnitude += std::abs(a(i) * b(i));
+    const double product = a(i) * b(i);
+    sum += product;
+    magnitude += std::abs(product);
+    squares += product * product;
   }
-  return {sum, (static_cast<double>(n) / 4.0 + 6.0) * 0x1p-24 * magnitude};
+  return {sum, (static_cast<double>(n) / 4.0 + 6.0) * 0x1p-24 * magnitude, std::sqrt(squares)};
 }
 
 /// The same where products are added one after the other, not lane by lane.

@@ -92,8 +92,8 @@ class AbsorbedAttention {
     const Index group_rows = rows_of_group(batch, context.executor().concurrency());
     const std::span<Group> groups = make_groups(batch, group_rows, workspace);
     const Index workers = context.executor().concurrency();
-    const Index scratch_floats =
-        context.kernels().attend_many_scratch(kMostRows, queries.cols, config_.kv_lora_rank);
+    const Index scratch_floats = context.kernels().template of<T>().attend_many_scratch(
+        kMostRows, queries.cols, config_.kv_lora_rank);
     const auto scratch = workspace.template take_matrix<float>(workers, scratch_floats);
     const Index room = slots_of_round(batch);
     const SoftmaxRows partial(workspace.template take_matrix<float>(room, config_.kv_lora_rank),

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <new>
 #include <span>
+#include <type_traits>
 
 #include "mla/attention/cached_tokens.hpp"
 #include "mla/attention/context.hpp"
@@ -31,13 +32,57 @@ class DecompressedAttention {
 
   void forward(std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
                MatrixView<float> values, Context& context) const {
+    if constexpr (std::is_same_v<T, bfloat16>)
+      if (simd::precision_of(context.kernels().isa) == simd::Precision::bfloat16)
+        return attend<bfloat16>(batch, queries, values, context);
+    attend<float>(batch, queries, values, context);
+  }
+
+ private:
+  // Keys that are decompressed at a time: a multiple of what the kernels take at a time.
+  static constexpr Index kBlockKeys = 4 * simd::kTileKeys;
+
+  // Memory of one worker. D is the type of decompressed rows.
+  template <class D>
+  struct Scratch {
+    Scratch(const AttentionConfig& config, Index tokens, const LatentDecompression& decompression,
+            Context& context)
+        : latents(context.workspace().take_matrix<float>(kBlockKeys, config.kv_lora_rank)),
+          made(context.workspace().take_matrix<float>(kBlockKeys,
+                                                      config.qk_head_dim() + config.v_head_dim)),
+          linear(
+              context.workspace().take<float>(decompression.scratch_floats(kBlockKeys, context))),
+          visible(context.workspace().take<Index>(tokens)),
+          softmax(context.workspace().take_matrix<float>(tokens, config.v_head_dim),
+                  context.workspace()),
+          kernel(context.workspace().take<float>(context.kernels().of<D>().attend_many_scratch(
+              tokens, config.qk_head_dim(), config.v_head_dim))) {
+      if constexpr (std::is_same_v<D, float>)
+        rows = made;
+      else
+        rows = context.workspace().take_matrix<D>(kBlockKeys, made.cols);
+    }
+
+    MatrixView<float> latents;  // [block, rank]
+    MatrixView<float> made;     // [block, nope | rope | v] keys and values of one head
+    MatrixView<D> rows;         // the same as D
+    float* linear;              // of decompress()
+    Index* visible;             // [tokens] keys of the block, and after it, that a token sees
+    SoftmaxRows softmax;        // [tokens, v]
+    float* kernel;              // of attend_many()
+  };
+
+  template <class D>
+  void attend(std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
+              MatrixView<float> values, Context& context) const {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
     Index tokens = 0;
     for (const CachedTokens<T>& sequence : batch) tokens = std::max(tokens, sequence.tokens);
     const Index workers = context.executor().concurrency();
-    Scratch* scratch = workspace.take<Scratch>(workers);
-    for (Index w = 0; w < workers; ++w) new (scratch + w) Scratch(config_, tokens, context);
+    Scratch<D>* scratch = workspace.take<Scratch<D>>(workers);
+    for (Index w = 0; w < workers; ++w)
+      new (scratch + w) Scratch<D>(config_, tokens, decompression_, context);
 
     const Index heads = config_.num_attention_heads;
     const Index tasks = static_cast<Index>(batch.size()) * heads;
@@ -47,33 +92,9 @@ class DecompressedAttention {
     });
   }
 
- private:
-  // Keys that are decompressed at a time: a multiple of the kernels' tile.
-  static constexpr Index kBlockKeys = 4 * simd::kTileKeys;
-
-  // Memory of one worker.
-  struct Scratch {
-    Scratch(const AttentionConfig& config, Index tokens, Context& context)
-        : latents(context.workspace().take_matrix<float>(kBlockKeys, config.kv_lora_rank)),
-          rows(context.workspace().take_matrix<float>(kBlockKeys,
-                                                      config.qk_head_dim() + config.v_head_dim)),
-          visible(context.workspace().take<Index>(tokens)),
-          softmax(context.workspace().take_matrix<float>(tokens, config.v_head_dim),
-                  context.workspace()),
-          kernel(context.workspace().take<float>(context.kernels().attend_many_scratch(
-              tokens, config.qk_head_dim(), config.v_head_dim))),
-          linear(context.workspace().take<float>(context.kernels().linear_scratch)) {}
-
-    MatrixView<float> latents;  // [block, rank]
-    MatrixView<float> rows;     // [block, nope | rope | v] keys and values of one head
-    Index* visible;             // [tokens] keys of the block, and after it, that a token sees
-    SoftmaxRows softmax;        // [tokens, v]
-    float* kernel;              // of attend_many()
-    float* linear;              // of linear()
-  };
-
+  template <class D>
   void attend_head(const CachedTokens<T>& sequence, Index h, MatrixView<const float> queries,
-                   MatrixView<float> values, const Scratch& scratch,
+                   MatrixView<float> values, const Scratch<D>& scratch,
                    const Context& context) const noexcept {
     if (sequence.tokens == 0) return;
     const Index qk = config_.qk_head_dim(), v = config_.v_head_dim;
@@ -85,40 +106,44 @@ class DecompressedAttention {
       const Index skip = std::max<Index>(0, first - sequence.past());
       const Index rows = sequence.tokens - skip;
       for (Index i = 0; i < rows; ++i) scratch.visible[i] = sequence.visible(skip + i) - first;
-      const simd::KeyValueRows<float> keys = {.pages = &scratch.rows.data,
-                                              .page_rows = kBlockKeys,
-                                              .row_stride = scratch.rows.stride,
-                                              .count = count,
-                                              .key_offset = 0,
-                                              .key_width = qk,
-                                              .tail_offset = 0,
-                                              .tail_width = 0,
-                                              .value_offset = qk,
-                                              .value_width = v};
+      const simd::KeyValueRows<D> keys = {.pages = &scratch.rows.data,
+                                          .page_rows = kBlockKeys,
+                                          .row_stride = scratch.rows.stride,
+                                          .count = count,
+                                          .key_offset = 0,
+                                          .key_width = qk,
+                                          .tail_offset = 0,
+                                          .tail_width = 0,
+                                          .value_offset = qk,
+                                          .value_width = v};
       const float* query = queries.row(sequence.first_token + skip) + h * qk;
-      context.kernels().f32.attend_many({query, queries.stride, rows, scratch.visible}, keys,
-                                        softmax_scale_, scratch.softmax.state(skip),
-                                        scratch.kernel);
+      context.kernels().of<D>().attend_many({query, queries.stride, rows, scratch.visible}, keys,
+                                            softmax_scale_, scratch.softmax.state(skip),
+                                            scratch.kernel);
     }
     for (Index i = 0; i < sequence.tokens; ++i)
       scratch.softmax.finish(i, values.row(sequence.first_token + i) + h * v);
   }
 
   // Keys and values of head h of cached tokens [first, + count) to scratch.rows.
+  template <class D>
   void decompress(const LatentKVCache<T>& cache, Index first, Index count, Index h,
-                  const Scratch& scratch, const Context& context) const noexcept {
+                  const Scratch<D>& scratch, const Context& context) const noexcept {
     const auto& kernels = context.kernels().of<T>();
     const Index rope = config_.qk_rope_head_dim, nope = config_.qk_nope_head_dim;
     const Index rope_key = config_.kv_lora_rank + (config_.rope_key_per_head ? h * rope : 0);
     for (Index k = 0; k < count; ++k) {
       const T* row = cache.row(first + k);
       kernels.to_float(row, config_.kv_lora_rank, scratch.latents.row(k));
-      kernels.to_float(row + rope_key, rope, scratch.rows.row(k) + nope);
+      kernels.to_float(row + rope_key, rope, scratch.made.row(k) + nope);
     }
-    const auto rows = scratch.rows.row_range(0, count);
-    decompression_.decompress(scratch.latents.row_range(0, count), h, rows.col_range(0, nope),
-                              rows.col_range(config_.qk_head_dim(), config_.v_head_dim),
+    const auto made = scratch.made.row_range(0, count);
+    decompression_.decompress(scratch.latents.row_range(0, count), h, made.col_range(0, nope),
+                              made.col_range(config_.qk_head_dim(), config_.v_head_dim),
                               scratch.linear, context);
+    if constexpr (!std::is_same_v<D, float>)
+      for (Index k = 0; k < count; ++k)
+        context.kernels().of<D>().from_float(made.row(k), made.cols, scratch.rows.row(k));
   }
 
   AttentionConfig config_;

@@ -26,6 +26,22 @@ inline MatrixView<float> linear_scratch(Context& context) {
                                                 context.kernels().linear_scratch);
 }
 
+/// x [tokens, in] as linear() of weights of type T wants to have it, if it does, in scratch memory.
+template <class T>
+const float* packed_tokens(MatrixView<const float> x, Context& context) {
+  const auto& kernels = context.kernels().of<T>();
+  const Index floats = kernels.packed_floats(x.rows, x.cols);
+  if (floats == 0) return nullptr;
+  float* const packed = context.workspace().take<float>(floats);
+  constexpr Index kTokens = simd::kPackedTokens;
+  context.executor().parallel_for((x.rows + kTokens - 1) / kTokens, [&](Index task, Index) {
+    const Index first = task * kTokens;
+    kernels.pack(x.row_range(first, std::min(kTokens, x.rows - first)),
+                 packed + kernels.packed_floats(first, x.cols));
+  });
+  return packed;
+}
+
 /// x * weight^T + bias over a view of row-major checkpoint weights, which are never copied.
 class Linear {
  public:
@@ -43,7 +59,7 @@ class Linear {
   Index out_features() const noexcept { return weight_.rows; }
   explicit operator bool() const noexcept { return bool(weight_); }
 
-  /// x [tokens, in_features] -> out [tokens, out_features]. float32 arithmetic.
+  /// x [tokens, in_features] -> out [tokens, out_features].
   void forward(MatrixView<const float> x, MatrixView<float> out, Context& context) const {
     visit(weight_, [&](auto weight) { forward(weight, x, out, context); });
   }
@@ -52,18 +68,30 @@ class Linear {
   template <class T>
   void forward(MatrixView<const T> weight, MatrixView<const float> x, MatrixView<float> out,
                Context& context) const {
-    constexpr Index kOutputs = simd::kTaskOutputs;
     const Workspace::Scope scope(context.workspace());
     const auto scratch = linear_scratch(context);
+    const float* const packed = packed_tokens<T>(x, context);
     const auto& kernels = context.kernels().of<T>();
-    const Index tasks = (weight.rows + kOutputs - 1) / kOutputs;
+    const Index most = outputs_of_task(x.rows, context.executor().concurrency());
+    const Index tasks = (weight.rows + most - 1) / most;
     context.executor().parallel_for(tasks, [&](Index task, Index worker) {
-      const Index first = task * kOutputs;
-      const Index outputs = std::min(kOutputs, weight.rows - first);
-      kernels.linear(x, weight.row_range(first, outputs), out.col_range(first, outputs),
+      const Index first = task * most;
+      const Index outputs = std::min(most, weight.rows - first);
+      kernels.linear(x, packed, weight.row_range(first, outputs), out.col_range(first, outputs),
                      scratch.row(worker));
       if (!bias_.empty()) add_bias(first, out.col_range(first, outputs));
     });
+  }
+
+  // Every task reads all of x, which is much where tokens are many: then tasks are larger, as long
+  // as each worker gets several.
+  Index outputs_of_task(Index tokens, Index workers) const noexcept {
+    constexpr Index kManyTokens = 64, kTasksOfWorker = 4;
+    Index outputs = simd::kTaskOutputs;
+    while (tokens > kManyTokens && outputs < 4 * simd::kTaskOutputs &&
+           (workers == 1 || weight_.rows / (2 * outputs) >= kTasksOfWorker * workers))
+      outputs *= 2;
+    return outputs;
   }
 
   void add_bias(Index first, MatrixView<float> out) const noexcept {

@@ -158,29 +158,55 @@ class LatentDecompression {
                       Context& context) const {
     const Index rank = config_.kv_lora_rank, v = config_.v_head_dim;
     const Workspace::Scope scope(context.workspace());
-    const auto scratch = linear_scratch(context);
+    const auto scratch = context.workspace().take_matrix<float>(
+        context.executor().concurrency(), scratch_floats(latent_values.rows, context));
     context.executor().parallel_for(config_.num_attention_heads, [&](Index h, Index worker) {
       visit(values_, [&](auto weight) {
+        const auto latents = latent_values.col_range(h * rank, rank);
+        const float* packed = pack(weight, latents, scratch.row(worker), context);
         kernels(weight, context)
-            .linear(latent_values.col_range(h * rank, rank), value_head(weight, h),
-                    values.col_range(h * v, v), scratch.row(worker));
+            .linear(latents, packed, value_head(weight, h), values.col_range(h * v, v),
+                    scratch.row(worker));
       });
     });
   }
 
+  /// Scratch memory of decompress(), for one worker.
+  Index scratch_floats(Index tokens, const Context& context) const noexcept {
+    const auto packed = [&](auto weight) {
+      return kernels(weight, context).packed_floats(tokens, config_.kv_lora_rank);
+    };
+    return packed_offset(context) + std::max(visit(keys_, packed), visit(values_, packed));
+  }
+
   /// latents [keys, rank] -> keys [keys, nope] and values [keys, v] of head h. Runs where called;
-  /// `scratch` is a row of linear_scratch().
+  /// `scratch`: scratch_floats(), aligned to a cache line.
   void decompress(MatrixView<const float> latents, Index h, MatrixView<float> keys,
                   MatrixView<float> values, float* scratch, const Context& context) const noexcept {
+    const float* packed = nullptr;
     visit(keys_, [&](auto weight) {
-      kernels(weight, context).linear(latents, key_head(weight, h), keys, scratch);
+      packed = pack(weight, latents, scratch, context);
+      kernels(weight, context).linear(latents, packed, key_head(weight, h), keys, scratch);
     });
     visit(values_, [&](auto weight) {
-      kernels(weight, context).linear(latents, value_head(weight, h), values, scratch);
+      if (values_.dtype != keys_.dtype) packed = pack(weight, latents, scratch, context);
+      kernels(weight, context).linear(latents, packed, value_head(weight, h), values, scratch);
     });
   }
 
  private:
+  // Behind the memory of linear(), at a cache line.
+  static Index packed_offset(const Context& context) noexcept {
+    return (context.kernels().linear_scratch + 15) / 16 * 16;
+  }
+
+  template <class T>
+  static const float* pack(MatrixView<const T> weight, MatrixView<const float> latents,
+                           float* scratch, const Context& context) noexcept {
+    kernels(weight, context).pack(latents, scratch + packed_offset(context));
+    return scratch + packed_offset(context);
+  }
+
   template <class T>
   static const simd::TypedKernels<T>& kernels(MatrixView<const T>, const Context& context) {
     return context.kernels().template of<T>();

@@ -6,16 +6,39 @@
 #include <optional>
 #include <string_view>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+#endif
+
 namespace mla::simd {
 
 /// Instruction sets that kernels exist for, weakest first within an architecture.
 enum class Isa {
-  scalar,  ///< what the compiler takes for granted: SSE2 on x86-64, NEON on AArch64
-  avx2,    ///< AVX2, FMA, F16C
-  avx512,  ///< AVX-512 F, BW, DQ, VL
+  scalar,       ///< what the compiler takes for granted: SSE2 on x86-64, NEON on AArch64
+  avx2,         ///< AVX2, FMA, F16C
+  avx512,       ///< AVX-512 F, BW, DQ, VL
+  avx512_bf16,  ///< and dot products of bfloat16 (VDPBF16PS)
+  amx,          ///< and tiles of them (AMX-TILE, AMX-BF16)
 };
 
-inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512};
+inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16,
+                                        Isa::amx};
+
+/// How products with weights or a cache of bfloat16 are computed.
+enum class Precision {
+  float32,   ///< bfloat16 widened, which is exact; products and sums in float32
+  bfloat16,  ///< the other factor rounded to bfloat16, sums in float32, subnormals are 0
+};
+
+/// The arithmetic of an instruction set's kernels for bfloat16. Weights and caches of float32 and
+/// float16 are computed in float32 by all.
+constexpr Precision precision_of(Isa isa) noexcept {
+  return isa == Isa::avx512_bf16 || isa == Isa::amx ? Precision::bfloat16 : Precision::float32;
+}
 
 constexpr std::string_view name_of(Isa isa) noexcept {
   switch (isa) {
@@ -23,6 +46,10 @@ constexpr std::string_view name_of(Isa isa) noexcept {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
+    case Isa::amx:
+      return "amx";
     default:
       return "scalar";
   }
@@ -34,36 +61,78 @@ inline std::optional<Isa> isa_from_name(std::string_view name) noexcept {
   return std::nullopt;
 }
 
+#if defined(__x86_64__)
+namespace detail {
+
+// AMX-TILE and AMX-BF16 in the processor, and the system's permission for this process to use their
+// state, which Linux gives once it is asked (arch_prctl ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA).
+inline bool has_amx() noexcept {
+#if defined(__linux__)
+  static const bool granted = [] {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+    constexpr unsigned kTile = 1u << 24, kBf16 = 1u << 22;
+    constexpr long kRequestPermission = 0x1023, kTileData = 18;
+    return (d & kTile) != 0 && (d & kBf16) != 0 &&
+           syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  }();
+  return granted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace detail
+#endif
+
 /// Whether this machine, and this build, can run the kernels of `isa`.
 inline bool is_supported(Isa isa) noexcept {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Every processor with AVX2 has F16C; clang 16 cannot ask for it.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (isa == Isa::avx2) return avx2;
-  if (isa == Isa::avx512)
-    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
+                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+                      __builtin_cpu_supports("avx512vl");
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
+  switch (isa) {
+    case Isa::avx2:
+      return avx2;
+    case Isa::avx512:
+      return avx512;
+    case Isa::avx512_bf16:
+      return avx512_bf16;
+    case Isa::amx:
+      return avx512_bf16 && detail::has_amx();
+    default:
+      break;
+  }
 #endif
   return isa == Isa::scalar;
 }
 
-/// The strongest supported instruction set that is not above `limit`.
-inline Isa best_isa(Isa limit = kAllIsas.back()) noexcept {
+/// The strongest supported instruction set that is not above `limit` and computes with no less than
+/// `precision`.
+inline Isa best_isa(Precision precision = Precision::float32,
+                    Isa limit = kAllIsas.back()) noexcept {
   Isa best = Isa::scalar;
   for (Isa isa : kAllIsas)
-    if (isa <= limit && is_supported(isa)) best = isa;
+    if (isa <= limit && precision_of(isa) <= precision && is_supported(isa)) best = isa;
   return best;
 }
 
 /// best_isa(), lowered by the environment variable MLA_ISA (a name from name_of) where it is set.
 /// A name that is not known changes nothing.
-inline Isa default_isa() noexcept {
+inline Isa default_isa(Precision precision = Precision::float32) noexcept {
   const char* wanted = std::getenv("MLA_ISA");
   const std::optional<Isa> limit = wanted ? isa_from_name(wanted) : std::nullopt;
-  return limit ? best_isa(*limit) : best_isa();
+  return limit ? best_isa(precision, *limit) : best_isa(precision);
 }
 
 }  // namespace mla::simd
+
+namespace mla {
+using simd::Precision;
+}
 
 #endif  // MLA_SIMD_ISA_HPP_

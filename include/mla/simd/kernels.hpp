@@ -18,6 +18,9 @@ namespace mla::simd {
 /// with them rounding, depend on a key's place in the sequence only.
 inline constexpr Index kTileKeys = 64;
 
+/// Tokens whose rows are packed together for linear(); see TypedKernels::pack.
+inline constexpr Index kPackedTokens = 16;
+
 /// Output features that are best given to one call of linear().
 inline constexpr Index kTaskOutputs = 64;
 
@@ -54,13 +57,19 @@ struct SoftmaxState {
   Index out_stride;
 };
 
-/// Kernels over rows of one storage type T. All arithmetic is in float32.
+/// Kernels over rows of one storage type T, in float32 unless precision_of() the table's
+/// instruction set says otherwise.
 template <class T>
 struct TypedKernels {
+  /// Floats that pack() makes of x [tokens, in]; 0 where linear() reads x itself.
+  Index (*packed_floats)(Index tokens, Index in) noexcept;
+  /// x [tokens, in] as linear() wants to have it, aligned to a cache line. Rows from a multiple of
+  /// kPackedTokens on can be packed apart, to packed_floats(first row, in).
+  void (*pack)(MatrixView<const float> x, float* packed) noexcept;
   /// out[t, o] = sum_i x[t, i] * weight[o, i]: a projection by row-major weights [out, in].
-  /// `scratch`: linear_scratch floats, aligned to a cache line.
-  void (*linear)(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out,
-                 float* scratch) noexcept;
+  /// `packed`: x by pack(). `scratch`: linear_scratch floats, aligned to a cache line.
+  void (*linear)(MatrixView<const float> x, const float* packed, MatrixView<const T> weight,
+                 MatrixView<float> out, float* scratch) noexcept;
   /// out[t, c] = sum_r x[t, r] * weight[r, c]: the transposed product, absorbs W_UK into a query.
   void (*linear_transposed)(MatrixView<const float> x, MatrixView<const T> weight,
                             MatrixView<float> out) noexcept;
@@ -71,6 +80,11 @@ struct TypedKernels {
   /// attend_many_scratch() floats, aligned to a cache line.
   void (*attend_many)(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
                       const SoftmaxState& state, float* scratch) noexcept;
+  /// Floats of scratch memory that attend_many() needs; key_width includes the tail.
+  Index (*attend_many_scratch)(Index rows, Index key_width, Index value_width) noexcept;
+  /// Keys that attend_many() takes at a time: calls that continue each other split the keys at
+  /// multiples of it, or the result depends on where they do.
+  Index attend_many_keys;
   /// Conversion of n elements, to nearest even.
   void (*to_float)(const T* in, Index n, float* out) noexcept;
   void (*from_float)(const float* in, Index n, T* out) noexcept;
@@ -83,8 +97,6 @@ struct Kernels {
   TypedKernels<float16> f16;
   /// Floats of scratch memory that linear() needs.
   Index linear_scratch;
-  /// Floats of scratch memory that attend_many() needs; key_width includes the tail.
-  Index (*attend_many_scratch)(Index rows, Index key_width, Index value_width) noexcept;
   /// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. `out` may be `x`.
   void (*rms_norm)(const float* x, const float* weight, Index n, float eps, float* out) noexcept;
   /// Rotates n/2 pairs in place: (2i, 2i+1) if interleaved, else (i, i + n/2). cos, sin: [n/2].
@@ -101,7 +113,8 @@ struct Kernels {
   }
 };
 
-/// The kernels of the strongest supported instruction set that is not above `isa`.
+/// The kernels of the strongest supported instruction set that is not above `isa` and no less
+/// precise.
 #if defined(MLA_COMPILED)
 const Kernels& kernels_for(Isa isa) noexcept;
 #else
@@ -109,9 +122,11 @@ inline const Kernels& kernels_for(Isa isa) noexcept;
 #endif
 
 /// The kernels for this machine, chosen at the first call; MLA_ISA in the environment lowers them.
-inline const Kernels& kernels() noexcept {
-  static const Kernels& table = kernels_for(default_isa());
-  return table;
+/// With Precision::bfloat16 they may be of an instruction set that computes so.
+inline const Kernels& kernels(Precision precision = Precision::float32) noexcept {
+  static const Kernels& exact = kernels_for(default_isa());
+  static const Kernels& rounded = kernels_for(default_isa(Precision::bfloat16));
+  return precision == Precision::float32 ? exact : rounded;
 }
 
 }  // namespace mla::simd

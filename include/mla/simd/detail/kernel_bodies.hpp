@@ -63,6 +63,41 @@ inline constexpr Isa kIsa = Isa::avx512;
 }  // namespace avx512
 MLA_REGION_END
 
+// Of these only the kernels for bfloat16 are new.
+#define MLA_SIMD_AVX512_BF16 "avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16"
+
+MLA_REGION_BEGIN(MLA_SIMD_AVX512_BF16)
+namespace avx512 {
+namespace bf16 {
+inline constexpr Isa kIsa = Isa::avx512_bf16;
+#include "mla/simd/detail/bf16_tiles.inl"
+//
+#include "mla/simd/detail/avx512_bf16_products.inl"
+//
+#include "mla/simd/detail/kernels_attend_bf16.inl"
+#include "mla/simd/detail/kernels_linear_avx512_bf16.inl"
+//
+#include "mla/simd/detail/kernels_bf16.inl"
+}  // namespace bf16
+}  // namespace avx512
+MLA_REGION_END
+
+MLA_REGION_BEGIN(MLA_SIMD_AVX512_BF16 ",amx-tile,amx-bf16")
+namespace avx512 {
+namespace amx {
+inline constexpr Isa kIsa = Isa::amx;
+#include "mla/simd/detail/bf16_tiles.inl"
+//
+#include "mla/simd/detail/amx_products.inl"
+//
+#include "mla/simd/detail/kernels_attend_bf16.inl"
+#include "mla/simd/detail/kernels_linear_amx.inl"
+//
+#include "mla/simd/detail/kernels_bf16.inl"
+}  // namespace amx
+}  // namespace avx512
+MLA_REGION_END
+
 #endif  // __x86_64__
 
 }  // namespace MLA_SIMD_BASELINE
@@ -79,12 +114,16 @@ inline
 #endif
     const Kernels&
     kernels_for(Isa isa) noexcept {
-  switch (best_isa(isa)) {
+  switch (best_isa(precision_of(isa), isa)) {
 #if defined(__x86_64__)
     case Isa::avx2:
       return avx2::kKernels;
     case Isa::avx512:
       return avx512::kKernels;
+    case Isa::avx512_bf16:
+      return avx512::bf16::kKernels;
+    case Isa::amx:
+      return avx512::amx::kKernels;
 #endif
     default:
       return scalar::kKernels;

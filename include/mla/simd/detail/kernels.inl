@@ -27,14 +27,21 @@ MLA_INLINE void for_tiles(Index count, const Tile& tile, Index first = 0) {
 #include "mla/simd/detail/kernels_attend_many.inl"
 
 template <class T>
-inline constexpr TypedKernels<T> kTypedKernels = {
-    &linear<T>, &linear_transposed<T>, &attend<T>, &attend_many<T>, &to_float<T>, &from_float<T>};
+inline constexpr TypedKernels<T> kTypedKernels = {.packed_floats = &packed_floats,
+                                                  .pack = &pack,
+                                                  .linear = &linear<T>,
+                                                  .linear_transposed = &linear_transposed<T>,
+                                                  .attend = &attend<T>,
+                                                  .attend_many = &attend_many<T>,
+                                                  .attend_many_scratch = &attend_many_scratch,
+                                                  .attend_many_keys = kTileKeys,
+                                                  .to_float = &to_float<T>,
+                                                  .from_float = &from_float<T>};
 
-inline constexpr Kernels kKernels = {kIsa,
-                                     kTypedKernels<float>,
-                                     kTypedKernels<bfloat16>,
-                                     kTypedKernels<float16>,
-                                     LinearBlocks::kFloats,
-                                     &attend_many_scratch,
-                                     &rms_norm,
-                                     &rotate};
+inline constexpr Kernels kKernels = {.isa = kIsa,
+                                     .f32 = kTypedKernels<float>,
+                                     .bf16 = kTypedKernels<bfloat16>,
+                                     .f16 = kTypedKernels<float16>,
+                                     .linear_scratch = LinearBlocks::kFloats,
+                                     .rms_norm = &rms_norm,
+                                     .rotate = &rotate};

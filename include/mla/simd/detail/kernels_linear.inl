@@ -20,87 +20,93 @@ MLA_INLINE void dot_tile(const float* a, Index a_stride, const T* b, Index b_str
   if (rest > 0) step(first, first, i);
 }
 
-// out[t][o] for a tile of tokens t and output features o, from accumulators.
+// out[t][o] = or += the sum of the lanes of acc[t][o], for a tile of tokens and output features.
 template <int kRows, int kCols>
-MLA_INLINE void store_sums(const F32 (&acc)[kRows][kCols], float* out, Index out_stride) {
+MLA_INLINE void add_sums(const F32 (&acc)[kRows][kCols], float* out, Index out_stride, bool add) {
   MLA_UNROLL (r, kRows) {
+    float sums[kCols];
     if constexpr (kCols == 4)
-      reduce_add(acc[r][0], acc[r][1], acc[r][2], acc[r][3], out + r * out_stride);
+      reduce_add(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums);
     else
-      MLA_UNROLL (c, kCols) out[r * out_stride + c] = reduce_add(acc[r][c]);
+      MLA_UNROLL (c, kCols) sums[c] = reduce_add(acc[r][c]);
+    float* const row = out + r * out_stride;
+    MLA_UNROLL (c, kCols) row[c] = add ? row[c] + sums[c] : sums[c];
   }
 }
 
-// A product in blocks that fit the caches. Every output has one accumulator of kLanes partial sums,
-// which waits in `partial` while the reduction goes from one block to the next; so results do not
-// depend on the blocking.
+// A product in blocks that fit the caches. An output is the sum of its blocks of kInputs, each with
+// kLanes partial sums, one after the other; that does not depend on the tokens of a block.
 struct LinearBlocks {
-  static constexpr Index kTokens = 96;   // accumulators and x of a block share the second cache
-  static constexpr Index kInputs = 512;  // a tile's x fits the first cache
+  static constexpr Index kTokens = 96;    // x of a block and the weights share the second cache
+  static constexpr Index kInputs = 1024;  // a tile's x fits the first cache
   // From one row of a packed block to the next: not a power of two, which would crowd few sets.
   static constexpr Index kStride = kInputs + 16;
-  static constexpr Index kFloats =
-      kTaskOutputs * kTokens * kLanes + (kTaskOutputs + kTokens) * kStride;
+  static constexpr Index kFloats = (kTaskOutputs + kTokens) * kStride;
 
-  float* partial;  // [kTokens][kTaskOutputs][kLanes]
-  float* weight;   // [kTaskOutputs][kStride]
-  float* x;        // [kTokens][kStride]
+  float* weight;  // [kTaskOutputs][kStride]
+  float* x;       // [kTokens][kStride]
 };
 
-// One block of tokens: x [<= kTokens, in], weight [<= kTaskOutputs, in].
-template <class T>
-void linear_block(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out,
-                  const LinearBlocks& blocks) noexcept {
-  for (Index i = 0, inputs; i < x.cols; i += inputs) {
-    inputs = x.cols - i < LinearBlocks::kInputs ? x.cols - i : LinearBlocks::kInputs;
-    const bool last = i + inputs == x.cols;
-    for (Index o = 0; o < weight.rows; ++o)
-      to_float(weight.row(o) + i, inputs, blocks.weight + o * LinearBlocks::kStride);
-    for (Index t = 0; t < x.rows; ++t)
-      to_float(x.row(t) + i, inputs, blocks.x + t * LinearBlocks::kStride);
-    for_tiles<kTokenTile>(x.rows, [&](auto rows, Index t) {
-      for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
-        F32 acc[rows.value][cols.value] = {};
-        float* partial = blocks.partial + (t * kTaskOutputs + o) * kLanes;
-        if (i > 0)
-          MLA_UNROLL (r, rows.value)
-            MLA_UNROLL (c, cols.value) acc[r][c] = load(partial + (r * kTaskOutputs + c) * kLanes);
-        dot_tile(blocks.x + t * LinearBlocks::kStride, LinearBlocks::kStride,
-                 blocks.weight + o * LinearBlocks::kStride, LinearBlocks::kStride, inputs, acc);
-        if (last)
-          store_sums(acc, out.row(t) + o, out.stride);
-        else
-          MLA_UNROLL (r, rows.value)
-            MLA_UNROLL (c, cols.value) store(partial + (r * kTaskOutputs + c) * kLanes, acc[r][c]);
-      });
-    });
-  }
+// Calls block(first token, tokens, first input, inputs), inputs in order for each token.
+template <class Block>
+MLA_INLINE void for_linear_blocks(Index tokens, Index in, const Block& block) {
+  for (Index t = 0; t < tokens; t += LinearBlocks::kTokens)
+    for (Index i = 0; i < in || i == 0; i += LinearBlocks::kInputs) {
+      const Index rows = tokens - t, inputs = in - i;
+      block(t, rows < LinearBlocks::kTokens ? rows : LinearBlocks::kTokens, i,
+            inputs < LinearBlocks::kInputs ? inputs : LinearBlocks::kInputs);
+    }
 }
 
+// Few tokens: widening and blocking do not pay.
 template <class T>
-void linear(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out,
-            float* scratch) noexcept {
-  constexpr Index kFewTokens = 8;  // below, widening and blocking do not pay
-  if (x.rows < kFewTokens) {
-    for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
+void linear_few(MatrixView<const float> x, MatrixView<const T> weight,
+                MatrixView<float> out) noexcept {
+  for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
+    for_linear_blocks(x.rows, x.cols, [&](Index, Index, Index i, Index inputs) {
       for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
         F32 acc[rows.value][cols.value] = {};
-        dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
-        store_sums(acc, out.row(t) + o, out.stride);
+        dot_tile(x.row(t) + i, x.stride, weight.row(o) + i, weight.stride, inputs, acc);
+        add_sums(acc, out.row(t) + o, out.stride, i > 0);
       });
     });
-    return;
-  }
-  float* const packed = scratch + LinearBlocks::kTokens * kTaskOutputs * kLanes;
-  const LinearBlocks blocks = {scratch, packed, packed + kTaskOutputs * LinearBlocks::kStride};
+  });
+}
+
+// Up to kTaskOutputs features.
+template <class T>
+void linear_many(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out,
+                 const LinearBlocks& blocks) noexcept {
+  constexpr Index kStride = LinearBlocks::kStride;
+  for_linear_blocks(x.rows, x.cols, [&](Index first, Index tokens, Index i, Index inputs) {
+    for (Index o = 0; o < weight.rows; ++o)
+      to_float(weight.row(o) + i, inputs, blocks.weight + o * kStride);
+    for (Index t = 0; t < tokens; ++t)
+      to_float(x.row(first + t) + i, inputs, blocks.x + t * kStride);
+    for_tiles<kTokenTile>(tokens, [&](auto rows, Index t) {
+      for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
+        F32 acc[rows.value][cols.value] = {};
+        dot_tile(blocks.x + t * kStride, kStride, blocks.weight + o * kStride, kStride, inputs,
+                 acc);
+        add_sums(acc, out.row(first + t) + o, out.stride, i > 0);
+      });
+    });
+  });
+}
+
+// float32 tokens are read as they are.
+inline Index packed_floats(Index, Index) noexcept { return 0; }
+inline void pack(MatrixView<const float>, float*) noexcept {}
+
+template <class T>
+void linear(MatrixView<const float> x, const float*, MatrixView<const T> weight,
+            MatrixView<float> out, float* scratch) noexcept {
+  constexpr Index kFewTokens = 8;
+  if (x.rows < kFewTokens) return linear_few(x, weight, out);
+  const LinearBlocks blocks = {scratch, scratch + kTaskOutputs * LinearBlocks::kStride};
   for (Index o = 0; o < weight.rows; o += kTaskOutputs) {
     const Index outputs = weight.rows - o < kTaskOutputs ? weight.rows - o : kTaskOutputs;
-    for (Index t = 0; t < x.rows; t += LinearBlocks::kTokens) {
-      const Index left = x.rows - t;
-      const Index tokens = left < LinearBlocks::kTokens ? left : LinearBlocks::kTokens;
-      linear_block(x.row_range(t, tokens), weight.row_range(o, outputs),
-                   out.row_range(t, tokens).col_range(o, outputs), blocks);
-    }
+    linear_many(x, weight.row_range(o, outputs), out.col_range(o, outputs), blocks);
   }
 }
 
