@@ -70,13 +70,24 @@ class MultiTokenPrediction {
     const auto x = context.workspace().template take_matrix<float>(tokens, hidden_size());
     combine({hidden.data(), tokens, hidden_size(), hidden.outerStride()}, next_tokens, x, context);
 
-    Index* positions = context.workspace().template take<Index>(tokens);
-    std::iota(positions, positions + tokens, first_position);
-    const ForwardOptions options = {.mode = mode,
-                                    .position_ids = {positions, static_cast<std::size_t>(tokens)}};
-    layer_.forward(x, cache, context, options, observer);
+    Index* first = context.workspace().template take<Index>(tokens);
+    std::iota(first, first + tokens, first_position);
+    const std::span<const Index> positions(first, static_cast<std::size_t>(tokens));
+    // What follows the others nobody asks for: the last ones only need to see them.
+    const Index others = observer ? 0 : tokens - logits.rows();
+    const auto place = static_cast<std::size_t>(others);
+    const Index past = cache.size();
+    layer_.append(x.row_range(0, others), cache, context, {.position_ids = positions.first(place)});
+    const auto rest = x.row_range(others, tokens - others);
+    try {
+      layer_.forward(rest, cache, context, {.mode = mode, .position_ids = positions.subspan(place)},
+                     observer);
+    } catch (...) {
+      cache.truncate(past);
+      throw;
+    }
 
-    const auto last = x.row_range(tokens - logits.rows(), logits.rows());
+    const auto last = rest.row_range(rest.rows - logits.rows(), logits.rows());
     norm_.forward(last, context);
     head_.forward(last, {logits.data(), logits.rows(), logits.cols(), logits.outerStride()},
                   context);
