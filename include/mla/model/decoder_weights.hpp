@@ -27,8 +27,10 @@ struct MultiTokenPredictionWeights {
   WeightView enorm;         ///< [1, hidden_size]
   WeightView hnorm;         ///< [1, hidden_size]
   WeightView eh_proj;       ///< [hidden_size, 2 * hidden_size]: embedding, then hidden state
+  bool hidden_first =
+      false;  ///< or the other way round, as the report's formula and lessons have it
   DecoderLayerWeights layer;
-  WeightView shared_head_norm;  ///< [1, hidden_size]
+  WeightView shared_head_norm;  ///< [1, hidden_size]; lessons have none
   WeightView shared_head;       ///< [vocab_size, hidden_size], the model's where it has none
 };
 
