@@ -1,10 +1,16 @@
 #ifndef MLA_BENCH_MACHINE_HPP_
 #define MLA_BENCH_MACHINE_HPP_
 
+#include <time.h>
+
 #include <chrono>
 #include <cstddef>
 #include <numeric>
 #include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
 
 #include "mla/core/executor.hpp"
 #include "mla/simd/isa.hpp"
@@ -18,7 +24,40 @@ inline double seconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
+/// Processor time of the calling thread.
+inline double thread_seconds() {
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
+}
+
 namespace detail {
+
+// Reads all of it, with several wide loads at a time; the value is of no use.
+#if defined(__x86_64__)
+[[gnu::target("avx2")]] inline std::size_t read_avx2(const std::size_t* first,
+                                                     const std::size_t* last) {
+  const auto* at = reinterpret_cast<const __m256i*>(first);
+  const auto* end = at + (last - first) / 16 * 4;
+  __m256i a = _mm256_setzero_si256(), b = a, c = a, d = a;
+  for (; at != end; at += 4) {
+    a = _mm256_xor_si256(a, _mm256_loadu_si256(at));
+    b = _mm256_xor_si256(b, _mm256_loadu_si256(at + 1));
+    c = _mm256_xor_si256(c, _mm256_loadu_si256(at + 2));
+    d = _mm256_xor_si256(d, _mm256_loadu_si256(at + 3));
+  }
+  a = _mm256_xor_si256(_mm256_xor_si256(a, b), _mm256_xor_si256(c, d));
+  return static_cast<std::size_t>(_mm256_extract_epi64(a, 0) ^ _mm256_extract_epi64(a, 1) ^
+                                  _mm256_extract_epi64(a, 2) ^ _mm256_extract_epi64(a, 3));
+}
+#endif
+
+inline std::size_t read(const std::size_t* first, const std::size_t* last) {
+#if defined(__x86_64__)
+  if (simd::is_supported(simd::Isa::avx2)) return read_avx2(first, last);
+#endif
+  return std::accumulate(first, last, std::size_t{0});
+}
 
 // Twelve independent accumulators, which hides the latency, of the widest multiply-add of `isa`.
 // Inputs are zero, so the values stay normal. Returns floating-point operations.
@@ -85,11 +124,12 @@ inline double peak_bfloat16_flops() {
   return detail::rate([] { return detail::bfloat16_dot(100000); });
 }
 
-/// Bytes a second that the executor's threads read together from memory far larger than any cache.
+/// Bytes a second that are read from memory of a size, by default far larger than any cache.
 class ReadBandwidth {
  public:
   explicit ReadBandwidth(std::size_t bytes = std::size_t{1} << 30) : words_(bytes / 8, 1) {}
 
+  /// By the executor's threads together.
   double measure(Executor& executor) {
     const Index tasks = 16 * executor.concurrency();
     const std::size_t share = words_.size() / static_cast<std::size_t>(tasks);
@@ -97,12 +137,23 @@ class ReadBandwidth {
     const double start = seconds();
     executor.parallel_for(tasks, [&](Index task, Index) {
       const auto* first = words_.data() + static_cast<std::size_t>(task) * share;
-      sums[static_cast<std::size_t>(task)] = std::accumulate(first, first + share, std::size_t{0});
+      sums[static_cast<std::size_t>(task)] = detail::read(first, first + share);
     });
     const double elapsed = seconds() - start;
     volatile std::size_t sink = std::accumulate(sums.begin(), sums.end(), std::size_t{0});
     (void)sink;
     return static_cast<double>(words_.size() * 8) / elapsed;
+  }
+
+  /// By this thread, from whatever cache the memory fits in.
+  double measure_cached() {
+    constexpr int kTimes = 50;
+    const auto pass = [this] { return detail::read(words_.data(), words_.data() + words_.size()); };
+    volatile std::size_t sink = pass();
+    const double start = thread_seconds();
+    for (int i = 0; i < kTimes; ++i) sink = pass();
+    (void)sink;
+    return kTimes * static_cast<double>(words_.size() * 8) / (thread_seconds() - start);
   }
 
  private:

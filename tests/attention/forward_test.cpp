@@ -68,6 +68,27 @@ TEST_P(Forward, WithItsOwnMemoryGivesTheSame) {
 }
 
 // Weights are used where they are, as a mapped checkpoint needs it.
+// Also with padding and positions of one's own.
+TEST_P(Forward, AppendingLeavesTheCacheThatForwardLeaves) {
+  TestLayer layer(small_config());
+  Context context(kernels());
+  LatentKVCache<bfloat16> forwarded(layer.config()), appended(layer.config());
+  const std::vector<std::uint8_t> mask = {0, 1, 1, 0, 1, 1, 0};
+  const std::vector<Index> positions = {20, 21, 25, 26, 30, 31, 40};
+  for (const ForwardOptions& options :
+       {ForwardOptions{}, ForwardOptions{.attention_mask = mask},
+        ForwardOptions{.position_ids = positions, .attention_mask = mask}}) {
+    const RowMajorMatrix x = layer.input(7);
+    run(layer, x, forwarded, context, options);
+    layer.layer.append(x, appended, context, options);
+    EXPECT_EQ(CacheContents(appended), CacheContents(forwarded));
+  }
+  layer.layer.append(layer.input(0), appended, context);
+  EXPECT_EQ(CacheContents(appended), CacheContents(forwarded));
+  const RowMajorMatrix narrow = layer.input(2).leftCols(47);
+  EXPECT_TRUE(refuses([&] { layer.layer.append(narrow, appended, context); }, {"48", "47"}));
+}
+
 TEST_P(Forward, SeesWeightMemoryThatChangesAfterwards) {
   TestLayer layer(small_config());
   const RowMajorMatrix x = layer.input(17);

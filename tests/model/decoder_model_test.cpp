@@ -113,6 +113,18 @@ TEST(LoadDecoder, MultiTokenPredictionSharesWhatItDoesNotHave) {
   EXPECT_EQ(weights.prediction->shared_head.data, weights.lm_head.data);
 }
 
+// Published checkpoints hold embedding and head a second time; one copy in the caches is enough.
+TEST(LoadDecoder, MultiTokenPredictionSharesWhatItHasACopyOf) {
+  const auto shares = [](const std::filesystem::path& directory) {
+    const Checkpoint checkpoint(directory);
+    const DecoderWeights weights = load_decoder_weights(checkpoint, load_model_config(directory));
+    return weights.prediction->shared_head.data == weights.lm_head.data &&
+           weights.prediction->embed_tokens.data == weights.embed_tokens.data;
+  };
+  EXPECT_TRUE(shares(std::filesystem::path(MLA_MODELS) / "tiny-shakespeare-v3"));
+  EXPECT_FALSE(shares(SyntheticCheckpoint(synthetic_config()).path())) << "matrices of its own";
+}
+
 // Views into the mapped file: nothing is copied or converted.
 TEST(LoadDecoder, WeightsAreWhereTheFileIsMapped) {
   const SyntheticCheckpoint files(synthetic_config());
@@ -209,6 +221,45 @@ TEST_F(DecoderCall, PredictionRefusesWhatDoesNotFit) {
   EXPECT_EQ(cache.size(), 1);
   state.truncate(0);
   EXPECT_EQ(cache.size(), 0);
+}
+
+// Of tokens whose prediction nobody asks for only the cache rows are computed.
+TEST_F(DecoderCall, PredictionsOfTheLastTokensAreThoseOfAll) {
+  const auto tokens = random_tokens(20, model.vocab_size(), 5);
+  const RowMajorMatrix hidden = RowMajorMatrix::Random(20, 22);
+  RowMajorMatrix all(20, 37);
+  const auto predict = [&](Eigen::Ref<RowMajorMatrix> logits) {
+    state.prediction()->clear();
+    model.prediction()->forward(hidden, tokens, 3, *state.prediction(), logits, context,
+                                Mode::absorbed);
+    return CacheContents(*state.prediction());
+  };
+  const CacheContents expected = predict(all);
+  for (const Index wanted : {0, 1, 2, 19}) {
+    RowMajorMatrix logits(wanted, 37);
+    EXPECT_EQ(predict(logits), expected) << wanted;
+    EXPECT_TRUE(same_bits(logits, all.bottomRows(wanted))) << wanted;
+  }
+}
+
+TEST_F(DecoderCall, AFailureOfPredictionLeavesItsCacheAsItWas) {
+  const auto tokens = random_tokens(9, model.vocab_size(), 5);
+  const RowMajorMatrix hidden = RowMajorMatrix::Random(9, 22);
+  RowMajorMatrix logits(2, 37);
+  int failures = 0;
+  for (bool failed = true; failed; ++failures) {
+    FailingExecutor executor(failures);
+    Context failing(executor);
+    const CacheContents before_call(*state.prediction());
+    try {
+      model.prediction()->forward(hidden, tokens, 0, *state.prediction(), logits, failing);
+      state.prediction()->clear();
+    } catch (const std::runtime_error&) {
+    }
+    failed = executor.failed();
+    EXPECT_EQ(CacheContents(*state.prediction()), before_call);
+  }
+  EXPECT_GT(failures, 3);
 }
 
 TEST_F(DecoderCall, AFailureAnywhereLeavesTheStateAsItWas) {

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <string>
 #include <vector>
@@ -133,13 +134,21 @@ inline std::vector<SyntheticTensor> synthetic_tensors(const nlohmann::json& c) {
 /// A model directory with random weights: matrices of all three storage types, vectors of float32.
 class SyntheticCheckpoint {
  public:
-  explicit SyntheticCheckpoint(const nlohmann::json& config, std::uint64_t seed = 1)
-      : SyntheticCheckpoint(config, synthetic_tensors(config), seed) {}
+  explicit SyntheticCheckpoint(const nlohmann::json& config, std::uint64_t seed = 1,
+                               std::size_t shards = 1)
+      : SyntheticCheckpoint(config, synthetic_tensors(config), seed, shards) {}
   SyntheticCheckpoint(const nlohmann::json& config, const std::vector<SyntheticTensor>& tensors,
-                      std::uint64_t seed = 1) {
+                      std::uint64_t seed = 1, std::size_t shards = 1) {
     Random random(seed);
-    SafetensorsWriter writer;
+    std::vector<SafetensorsWriter> writers(shards);
+    std::map<std::string, std::string> places;
+    const auto file = [&](std::size_t shard) {
+      return shards == 1 ? "model.safetensors" : "shard-" + std::to_string(shard) + ".safetensors";
+    };
     for (const SyntheticTensor& tensor : tensors) {
+      const std::size_t shard = places.size() % shards;  // neighbours in different files
+      SafetensorsWriter& writer = writers[shard];
+      places[tensor.name] = file(shard);
       Index count = 1;
       for (const Index dim : tensor.shape) count *= dim;
       const Index kind = tensor.shape.size() == 1 ? 0 : random.integer(0, 2);
@@ -150,7 +159,11 @@ class SyntheticCheckpoint {
       else
         writer.add(tensor.name, "F16", tensor.shape, elements<float16>(tensor, count, random));
     }
-    writer.write(directory_ / "model.safetensors");
+    for (std::size_t shard = 0; shard < shards; ++shard)
+      writers[shard].write(directory_ / file(shard));
+    if (shards > 1)
+      write_file(directory_ / "model.safetensors.index.json",
+                 nlohmann::json({{"weight_map", places}}).dump());
     write_file(directory_ / "config.json", config.dump());
   }
 

@@ -44,6 +44,7 @@ class TestSampler {
     probabilities(logits, text, probabilities_);
     return sample(probabilities_);
   }
+  bool greedy() const { return temperature_ == 0.0; }
   double uniform() { return random_.uniform(0.0, 1.0); }
 
  private:

@@ -151,6 +151,10 @@ copy untold && rm "$work/untold/tokenizer.json"
 refuses "no tokenizer" 1 "tokenizer.json" "$generate" "$work/untold" --prompt x
 passes "ids need no tokenizer" "$generate" "$work/untold" --prompt-ids 0,5 --ids --max-tokens 3
 refuses "no model" 1 "$work/nothing" "$generate" "$work/nothing" --prompt x
+if [ "$(id -u)" -ne 0 ]; then  # whom nothing is unreadable
+  copy secret && chmod a-r "$work/secret/model.safetensors"
+  refuses "unreadable file" 1 "model.safetensors" "$generate" "$work/secret" --prompt x
+fi
 
 # Prompts and arguments.
 seq 1 300 > "$work/numbers"
@@ -189,6 +193,54 @@ status=$?
 kill "$writer"
 [ "$status" -eq 130 ] || fail "Ctrl-C: exit status $status"
 one_line "Ctrl-C" "interrupted"
+
+
+# A prompt of 2,000 tokens, for which this copy declares room.
+edit long config.json "s/\"max_position_embeddings\": 256/\"max_position_embeddings\": 8192/"
+ids=$(awk 'BEGIN { printf "0"; for (i = 1; i < 2000; ++i) printf ",%d", i * 37 % 1000 + 3 }')
+
+# Ctrl-C while it writes.
+timeout --preserve-status -s INT 2 "$generate" "$work/long" --prompt-ids 0,5 --max-tokens 8000 --ids \
+  > "$work/out" 2> "$work/err"
+status=$?
+[ "$status" -eq 130 ] || fail "Ctrl-C in the text: exit status $status"
+one_line "Ctrl-C in the text" "interrupted"
+
+# Peak memory: weights, caches and 16 MB. Sanitizers need more.
+kilobytes() { wc -c < "$1" | awk '{ print int($1 / 1000) }'; }
+if [ -r /proc/self/status ] && ! grep -q __asan_init "$generate"; then
+  for how in "" --speculative "--mode decompressed"; do
+    # shellcheck disable=SC2086
+    "$generate" "$work/long" --prompt-ids "$ids" --max-tokens 100 --ids --stats $how \
+      > "$work/out" 2> "$work/err" &
+    peak=0
+    while now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$!/status" 2> "$work/sed") &&
+      [ -n "$now" ]; do
+      peak=$now
+    done
+    wait $! || fail "long prompt $how: $(cat "$work/err")"
+    cache=$(sed -n 's/^cache .*MLA \([0-9]*\) bytes.*/\1/p' "$work/err")
+    most=$(($(kilobytes "$work/long/model.safetensors") + cache / 1000 + 16000))
+    [ "$peak" -gt 1000 ] && [ $((peak * 1024 / 1000)) -le "$most" ] ||
+      fail "long prompt $how: $peak KiB at most, expected $most kB"
+  done
+fi
+
+# On a terminal it shows how far it has read, and erases that; elsewhere it does not.
+passes "long prompt" "$generate" "$work/long" --prompt-ids "$ids" --max-tokens 2 --ids
+[ ! -s "$work/err" ] || fail "progress without a terminal: $(cat "$work/err")"
+if command -v script > "$work/which" && script --version 2>&1 | grep -q util-linux; then
+  script -qec "$generate $work/long --prompt-ids $ids,$ids --max-tokens 2 --ids" /dev/null \
+    < /dev/null > "$work/terminal"
+  grep -q "reading the prompt  \[#*\.*\]  [0-9]* / 4000" "$work/terminal" ||
+    fail "no progress on a terminal: $(od -c "$work/terminal" | head)"
+  esc=$(printf '\033')
+  grep -q "$esc\[K" "$work/terminal" || fail "progress is not erased"
+  script -qec "$perplexity $work/long --ids-from $model/goldens.safetensors:validation.input_ids" \
+    /dev/null < /dev/null > "$work/terminal"
+  grep -q "scoring  \[#*\.*\]  [0-9]* / 8192" "$work/terminal" ||
+    fail "perplexity shows no progress on a terminal"
+fi
 
 # Perplexity: what the goldens state, to their last digit.
 passes "perplexity" "$perplexity" "$model" \

@@ -71,8 +71,7 @@ class MultiheadLatentAttention {
   void forward(const Eigen::Ref<const RowMajorMatrix>& x, std::span<const Sequence<T>> batch,
                Eigen::Ref<RowMajorMatrix> out, Context& context,
                const ForwardOptions& options = {}) const {
-    require(x.cols() == config_.hidden_size, "x must have hidden_size ", config_.hidden_size,
-            " columns, got ", x.cols());
+    check_width(x);
     require(out.rows() == x.rows() && out.cols() == x.cols(), "out must have shape [", x.rows(),
             ", ", x.cols(), "], got [", out.rows(), ", ", out.cols(), "]");
     const Workspace::Scope scope(context.workspace());
@@ -98,20 +97,53 @@ class MultiheadLatentAttention {
     forward(x, std::span<const Sequence<T>>(batch), out, context, options);
   }
 
+  /// Appends x [tokens, hidden_size] to `cache` as forward() does, and that is all: for tokens
+  /// which others see, but whose own output nobody wants. Throws as forward().
+  template <StorageElement T>
+  void append(const Eigen::Ref<const RowMajorMatrix>& x, LatentKVCache<T>& cache, Context& context,
+              const ForwardOptions& options = {}) const {
+    check_width(x);
+    const Workspace::Scope scope(context.workspace());
+    const Sequence<T> sequence = {&cache, x.rows()};
+    const ForwardPlan<T> plan(config_, x.rows(), std::span(&sequence, 1), options,
+                              context.workspace());
+    if (plan.tokens() == 0) return;
+    const auto real = context.workspace().take_matrix<float>(plan.tokens(), x.cols());
+    plan.gather({x.data(), x.rows(), x.cols(), x.outerStride()}, real);
+    plan.append(compress(real, rotary_tables(plan, context), context), context.kernels()).keep();
+  }
+
  private:
+  void check_width(const Eigen::Ref<const RowMajorMatrix>& x) const {
+    require(x.cols() == config_.hidden_size, "x must have hidden_size ", config_.hidden_size,
+            " columns, got ", x.cols());
+  }
+
+  template <StorageElement T>
+  RotaryTables rotary_tables(const ForwardPlan<T>& plan, Context& context) const {
+    const Index pairs = config_.qk_rope_head_dim / 2;
+    const RotaryTables tables = {context.workspace().take_matrix<float>(plan.tokens(), pairs),
+                                 context.workspace().take_matrix<float>(plan.tokens(), pairs)};
+    rotary_.tables(plan.positions(), tables.cos, tables.sin);
+    return tables;
+  }
+
+  // x [tokens, hidden_size] -> rows [tokens, cache row width] as they are cached
+  MatrixView<float> compress(MatrixView<const float> x, const RotaryTables& rotary,
+                             Context& context) const {
+    const auto rows = context.workspace().take_matrix<float>(x.rows, config_.cache_row_width());
+    compression_.forward(x, rotary, rows, context);
+    return rows;
+  }
+
   // x and out [plan.tokens(), hidden_size]; may be the same memory.
   template <StorageElement T>
   void forward_tokens(ForwardPlan<T>& plan, MatrixView<const float> x, MatrixView<float> out,
                       Context& context) const {
     Workspace& workspace = context.workspace();
     const Index tokens = plan.tokens();
-    const RotaryTables rotary = {
-        workspace.take_matrix<float>(tokens, config_.qk_rope_head_dim / 2),
-        workspace.take_matrix<float>(tokens, config_.qk_rope_head_dim / 2)};
-    rotary_.tables(plan.positions(), rotary.cos, rotary.sin);
-
-    const auto rows = workspace.take_matrix<float>(tokens, config_.cache_row_width());
-    compression_.forward(x, rotary, rows, context);
+    const RotaryTables rotary = rotary_tables(plan, context);
+    const auto rows = compress(x, rotary, context);
     const auto queries =
         workspace.take_matrix<float>(tokens, config_.num_attention_heads * config_.qk_head_dim());
     query_.forward(x, rotary, queries, context);

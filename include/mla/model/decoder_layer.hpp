@@ -80,15 +80,13 @@ class DecoderLayer {
   template <StorageElement T>
   void forward(MatrixView<float> x, LatentKVCache<T>& cache, Context& context,
                const ForwardOptions& options = {}, DecoderObserver* observer = nullptr) const {
-    using Map = Eigen::Map<RowMajorMatrix>;
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
     const auto normalised = workspace.take_matrix<float>(x.rows, x.cols);
     const auto part = workspace.take_matrix<float>(x.rows, x.cols);
 
     normalise(input_norm_, x, normalised, context);
-    attention_.forward(Map(normalised.data, x.rows, x.cols), cache, Map(part.data, x.rows, x.cols),
-                       context, options);
+    attention_.forward(map(normalised), cache, map(part), context, options);
     add(part, x);
     normalise(post_attention_norm_, x, normalised, context);
     forward_mlp(normalised, part, context, observer);
@@ -96,7 +94,22 @@ class DecoderLayer {
     if (observer) observer->on_layer(layer_, x);
   }
 
+  /// Appends x [tokens, hidden_size] to `cache` as forward() does, without computing what the layer
+  /// makes of it.
+  template <StorageElement T>
+  void append(MatrixView<const float> x, LatentKVCache<T>& cache, Context& context,
+              const ForwardOptions& options = {}) const {
+    const Workspace::Scope scope(context.workspace());
+    const auto normalised = context.workspace().take_matrix<float>(x.rows, x.cols);
+    normalise(input_norm_, x, normalised, context);
+    attention_.append(map(normalised), cache, context, options);
+  }
+
  private:
+  static Eigen::Map<RowMajorMatrix> map(MatrixView<float> dense) {
+    return {dense.data, dense.rows, dense.cols};
+  }
+
   static void normalise(const RmsNorm& norm, MatrixView<const float> x, MatrixView<float> out,
                         const Context& context) {
     for (Index t = 0; t < x.rows; ++t) std::copy_n(x.row(t), x.cols, out.row(t));

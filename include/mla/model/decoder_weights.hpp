@@ -2,6 +2,7 @@
 #define MLA_MODEL_DECODER_WEIGHTS_HPP_
 
 #include <charconv>
+#include <cstring>
 #include <optional>
 #include <set>
 #include <string>
@@ -26,8 +27,10 @@ struct MultiTokenPredictionWeights {
   WeightView enorm;         ///< [1, hidden_size]
   WeightView hnorm;         ///< [1, hidden_size]
   WeightView eh_proj;       ///< [hidden_size, 2 * hidden_size]: embedding, then hidden state
+  bool hidden_first =
+      false;  ///< or the other way round, as the report's formula and lessons have it
   DecoderLayerWeights layer;
-  WeightView shared_head_norm;  ///< [1, hidden_size]
+  WeightView shared_head_norm;  ///< [1, hidden_size]; lessons have none
   WeightView shared_head;       ///< [vocab_size, hidden_size], the model's where it has none
 };
 
@@ -79,8 +82,16 @@ class DecoderLoader {
   WeightView vocabulary(const std::string& module) {
     return matrix(module, config_.vocab_size, config_.hidden_size());
   }
-  WeightView vocabulary_or(const std::string& module, const WeightView& otherwise) {
-    return checkpoint_.contains(module + ".weight") ? vocabulary(module) : otherwise;
+  // The module's own, unless it is missing or a copy: published checkpoints hold both matrices
+  // twice, and one is read sooner than two. Large ones are not compared: no cache would keep them.
+  WeightView vocabulary_or(const std::string& module, const WeightView& models) {
+    constexpr Index kMostCompared = Index{1} << 24;
+    if (!checkpoint_.contains(module + ".weight")) return models;
+    const WeightView own = vocabulary(module);
+    const bool copy =
+        own.dtype == models.dtype && own.bytes() <= kMostCompared &&
+        std::memcmp(own.data, models.data, static_cast<std::size_t>(own.bytes())) == 0;
+    return copy ? models : own;
   }
   WeightView norm(const std::string& module) {
     return checkpoint_.vector(take(module + ".weight"), config_.hidden_size());

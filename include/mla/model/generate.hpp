@@ -132,18 +132,20 @@ class Generation {
       predict(hidden_.topRows(pending), last_tokens(pending), first, options_.decode_mode,
               draft_logits_);
       first = state_.size();
-      const std::array verified = {token, draft()};
-      model_.forward_hidden(verified, state_, hidden_.topRows(2), context_, decode_options());
+      const std::array drafted = {token, draft()};
+      model_.forward_hidden(drafted, state_, hidden_.topRows(2), context_, decode_options());
       model_.head(hidden_.topRows(2), logits_, context_);
-      if (accept(verified[1])) {
-        if (!emit(verified[1])) return;
-        token = next(1);
-        pending = 2;
-      } else {
+      token = verify(drafted[1]);
+      const bool accepted = token == drafted[1];
+      result_.accepted_tokens += accepted;
+      if (!accepted) {
         state_.truncate_layers(first + 1);
-        token = sample_instead();
         pending = 1;
+        continue;
       }
+      if (!emit(token)) return;
+      token = next(1);
+      pending = 2;
     }
   }
 
@@ -184,21 +186,17 @@ class Generation {
 
   // Draws a draft, and keeps what it was drawn from.
   TokenId draft() {
-    sampler_.probabilities(row(draft_logits_, 0), text_, draft_probabilities_);
     ++result_.drafted_tokens;
+    if (sampler_.greedy()) return sampler_.next(row(draft_logits_, 0), text_);
+    sampler_.probabilities(row(draft_logits_, 0), text_, draft_probabilities_);
     return sampler_.sample(draft_probabilities_);
   }
 
-  bool accept(TokenId draft) {
+  // The token in the draft's place: the draft, if it is accepted.
+  TokenId verify(TokenId draft) {
+    if (sampler_.greedy()) return next(0);
     sampler_.probabilities(row(logits_, 0), text_, probabilities_);
-    const bool accepted =
-        accept_draft(probabilities_, draft_probabilities_, draft, sampler_.uniform());
-    result_.accepted_tokens += accepted;
-    return accepted;
-  }
-
-  // In place of a draft that was not accepted.
-  TokenId sample_instead() {
+    if (accept_draft(probabilities_, draft_probabilities_, draft, sampler_.uniform())) return draft;
     take_residual(probabilities_, draft_probabilities_);
     return sampler_.sample(probabilities_);
   }

@@ -16,6 +16,7 @@ namespace mla {
 
 /// Chooses tokens: Sampler, or one of your own.
 ///   next(logits [vocab_size], text)                 a token to follow `text`
+///   greedy()                                        whether next() is the same at every call
 ///   probabilities(logits, text, out [vocab_size])   what next() draws from
 ///   sample(weights [vocab_size])                    draws by weights, which need not sum to 1
 ///   uniform()                                       a random number in [0, 1)
@@ -23,6 +24,7 @@ template <class S>
 concept TokenSampler = requires(S& sampler, std::span<const float> values,
                                 std::span<const TokenId> text, std::span<float> out) {
   { sampler.next(values, text) } -> std::convertible_to<TokenId>;
+  { sampler.greedy() } -> std::convertible_to<bool>;
   sampler.probabilities(values, text, out);
   { sampler.sample(values) } -> std::convertible_to<TokenId>;
   { sampler.uniform() } -> std::convertible_to<double>;

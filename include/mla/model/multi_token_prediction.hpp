@@ -19,23 +19,30 @@
 
 namespace mla {
 
-/// The module that a DeepSeek-V3 checkpoint has for multi-token prediction (technical report,
-/// section 2.2): from the state of token t and the embedding of token t + 1 it predicts token
-/// t + 2, by
-///   x = eh_proj([enorm(embedding of token t + 1), hnorm(state of token t after model.norm)])
+/// A module for multi-token prediction (DeepSeek-V3 technical report, section 2.2): from the state
+/// of token t and the embedding of a token after it, it predicts the one after that, by
+///   x = eh_proj([enorm(embedding), hnorm(state)])
 /// a decoder layer with a latent cache of its own, a norm and a head.
+///
+/// The one of a published checkpoint takes token t + 1 and the state after model.norm. A chain of
+/// several, as the report and lessons describe it (`combine_proj`): the k-th, from 1 on, takes
+/// token t + k and the states() of the one before, and predicts token t + k + 1.
 class MultiTokenPrediction {
  public:
   /// `weights` are views that must outlive the module. Throws std::invalid_argument naming the
   /// field or tensor that does not fit.
-  MultiTokenPrediction(const ModelConfig& config, const MultiTokenPredictionWeights& weights)
+  /// Its layer is `depth` layers after the model's last one to a DecoderObserver.
+  MultiTokenPrediction(const ModelConfig& config, const MultiTokenPredictionWeights& weights,
+                       Index depth = 0)
       : embedding_(weights.embed_tokens),
         embedding_norm_(detail::make_norm("enorm", weights.enorm, config)),
         hidden_norm_(detail::make_norm("hnorm", weights.hnorm, config)),
+        hidden_first_(weights.hidden_first),
         projection_(weights.eh_proj),
-        layer_(config, config.num_hidden_layers, weights.layer),
-        norm_(detail::make_norm("shared_head.norm", weights.shared_head_norm, config)),
+        layer_(config, config.num_hidden_layers + depth, weights.layer),
         head_(weights.shared_head) {
+    if (weights.shared_head_norm)
+      norm_ = detail::make_norm("shared_head.norm", weights.shared_head_norm, config);
     const Index hidden = config.hidden_size();
     check("embed_tokens", weights.embed_tokens, config.vocab_size, hidden);
     check("eh_proj", weights.eh_proj, hidden, 2 * hidden);
@@ -47,7 +54,7 @@ class MultiTokenPrediction {
 
   /// Continues `cache` by positions first_position, first_position + 1, ... and writes what follows
   /// the last ones of them.
-  ///   hidden       [tokens, hidden_size] state of these positions, after model.norm
+  ///   hidden       [tokens, hidden_size] state of these positions
   ///   next_tokens  [tokens] token after each of these positions
   ///   logits       [n, vocab_size] of the last n positions, n <= tokens
   /// Positions in `cache` must rise; ones that it lacks change a prediction, but harm nothing. The
@@ -58,28 +65,45 @@ class MultiTokenPrediction {
                Index first_position, LatentKVCache<T>& cache, Eigen::Ref<RowMajorMatrix> logits,
                Context& context, Mode mode = Mode::automatic,
                DecoderObserver* observer = nullptr) const {
-    const Index tokens = static_cast<Index>(next_tokens.size());
-    require(hidden.rows() == tokens && hidden.cols() == hidden_size(), "hidden must have shape [",
-            tokens, ", ", hidden_size(), "], got [", hidden.rows(), ", ", hidden.cols(), "]");
-    require(logits.rows() <= tokens && logits.cols() == vocab_size(), "logits must have at most ",
-            tokens, " rows of vocab_size ", vocab_size(), ", got [", logits.rows(), ", ",
-            logits.cols(), "]");
-    embedding_.check(next_tokens);
-    if (tokens == 0) return;
+    require(logits.cols() == vocab_size(), "logits must have vocab_size ", vocab_size(),
+            " columns, got ", logits.cols());
+    run(hidden, next_tokens, first_position, cache, logits.rows(), context, mode, observer,
+        [&](MatrixView<float> x) {
+          if (norm_) norm_.forward(x, context);
+          head_.forward(x, {logits.data(), logits.rows(), logits.cols(), logits.outerStride()},
+                        context);
+        });
+  }
+
+  /// As forward(), but writes the states [n, hidden_size] of the last n positions before norm and
+  /// head, which the next module of a chain takes.
+  template <StorageElement T>
+  void states(const Eigen::Ref<const RowMajorMatrix>& hidden, std::span<const TokenId> next_tokens,
+              Index first_position, LatentKVCache<T>& cache, Eigen::Ref<RowMajorMatrix> states,
+              Context& context, Mode mode = Mode::automatic,
+              DecoderObserver* observer = nullptr) const {
+    require(states.cols() == hidden_size(), "states must have hidden_size ", hidden_size(),
+            " columns, got ", states.cols());
+    run(hidden, next_tokens, first_position, cache, states.rows(), context, mode, observer,
+        [&](MatrixView<float> x) {
+          for (Index t = 0; t < x.rows; ++t)
+            std::copy_n(x.row(t), x.cols, states.data() + t * states.outerStride());
+        });
+  }
+
+  /// states [n, hidden_size] -> logits [n, vocab_size].
+  void head(const Eigen::Ref<const RowMajorMatrix>& states, Eigen::Ref<RowMajorMatrix> logits,
+            Context& context) const {
+    require(states.cols() == hidden_size() && logits.rows() == states.rows() &&
+                logits.cols() == vocab_size(),
+            "head() makes [n, ", vocab_size(), "] of [n, ", hidden_size(), "], got [",
+            logits.rows(), ", ", logits.cols(), "] and [", states.rows(), ", ", states.cols(), "]");
     const Workspace::Scope scope(context.workspace());
-    const auto x = context.workspace().template take_matrix<float>(tokens, hidden_size());
-    combine({hidden.data(), tokens, hidden_size(), hidden.outerStride()}, next_tokens, x, context);
-
-    Index* positions = context.workspace().template take<Index>(tokens);
-    std::iota(positions, positions + tokens, first_position);
-    const ForwardOptions options = {.mode = mode,
-                                    .position_ids = {positions, static_cast<std::size_t>(tokens)}};
-    layer_.forward(x, cache, context, options, observer);
-
-    const auto last = x.row_range(tokens - logits.rows(), logits.rows());
-    norm_.forward(last, context);
-    head_.forward(last, {logits.data(), logits.rows(), logits.cols(), logits.outerStride()},
-                  context);
+    const auto x = context.workspace().take_matrix<float>(states.rows(), states.cols());
+    for (Index t = 0; t < x.rows; ++t)
+      std::copy_n(states.data() + t * states.outerStride(), x.cols, x.row(t));
+    if (norm_) norm_.forward(x, context);
+    head_.forward(x, {logits.data(), logits.rows(), logits.cols(), logits.outerStride()}, context);
   }
 
  private:
@@ -88,13 +112,47 @@ class MultiTokenPrediction {
             ", ", cols, "], got [", weight.rows, ", ", weight.cols, "]");
   }
 
+  // Calls sink(x [wanted, hidden_size]) with what the layer makes of the last positions.
+  template <StorageElement T, class Sink>
+  void run(const Eigen::Ref<const RowMajorMatrix>& hidden, std::span<const TokenId> next_tokens,
+           Index first_position, LatentKVCache<T>& cache, Index wanted, Context& context, Mode mode,
+           DecoderObserver* observer, const Sink& sink) const {
+    const Index tokens = std::ssize(next_tokens);
+    require(hidden.rows() == tokens && hidden.cols() == hidden_size(), "hidden must have shape [",
+            tokens, ", ", hidden_size(), "], got [", hidden.rows(), ", ", hidden.cols(), "]");
+    require(wanted <= tokens, "of ", tokens, " positions ", wanted, " cannot be the last");
+    embedding_.check(next_tokens);
+    if (tokens == 0) return;
+    Workspace& workspace = context.workspace();
+    const Workspace::Scope scope(workspace);
+    const auto x = workspace.take_matrix<float>(tokens, hidden_size());
+    combine({hidden.data(), tokens, hidden_size(), hidden.outerStride()}, next_tokens, x, context);
+    Index* first = workspace.take<Index>(tokens);
+    std::iota(first, first + tokens, first_position);
+    const std::span<const Index> positions(first, static_cast<std::size_t>(tokens));
+
+    // What follows the others nobody asks for: the last ones only need to see them.
+    const Index others = observer ? 0 : tokens - wanted;
+    const auto place = static_cast<std::size_t>(others);
+    const Index past = cache.size();
+    layer_.append(x.row_range(0, others), cache, context, {.position_ids = positions.first(place)});
+    try {
+      layer_.forward(x.row_range(others, tokens - others), cache, context,
+                     {.mode = mode, .position_ids = positions.subspan(place)}, observer);
+      sink(x.row_range(tokens - wanted, wanted));
+    } catch (...) {
+      cache.truncate(past);
+      throw;
+    }
+  }
+
   // -> x [tokens, hidden_size]
   void combine(MatrixView<const float> hidden, std::span<const TokenId> next_tokens,
                MatrixView<float> x, Context& context) const {
     const Workspace::Scope scope(context.workspace());
     const auto both = context.workspace().take_matrix<float>(x.rows, 2 * hidden_size());
-    const auto embedded = both.col_range(0, hidden_size());
-    const auto state = both.col_range(hidden_size(), hidden_size());
+    const auto embedded = both.col_range(hidden_first_ ? hidden_size() : 0, hidden_size());
+    const auto state = both.col_range(hidden_first_ ? 0 : hidden_size(), hidden_size());
     embedding_.forward(next_tokens, embedded, context);
     for (Index t = 0; t < x.rows; ++t) std::copy_n(hidden.row(t), hidden_size(), state.row(t));
     embedding_norm_.forward(embedded, context);
@@ -105,9 +163,10 @@ class MultiTokenPrediction {
   Embedding embedding_;
   RmsNorm embedding_norm_;
   RmsNorm hidden_norm_;
+  bool hidden_first_;
   Linear projection_;
   DecoderLayer layer_;
-  RmsNorm norm_;
+  RmsNorm norm_;  // empty: none
   Linear head_;
 };
 

@@ -1,6 +1,7 @@
 #ifndef MLA_MODEL_SAMPLER_HPP_
 #define MLA_MODEL_SAMPLER_HPP_
 
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
@@ -68,13 +69,16 @@ class Sampler {
   const SamplerOptions& options() const noexcept { return options_; }
   Index vocab_size() const noexcept { return std::ssize(scores_); }
 
+  /// Whether next() draws nothing: temperature 0.
+  bool greedy() const noexcept { return options_.temperature == 0.0; }
+
   /// Begins again, as if constructed with `seed`.
   void reseed(std::uint64_t seed) noexcept { state_ = seed; }
 
   /// A token to follow `history`, for which the model gave `logits` [vocab_size]. Uses one
   /// uniform() unless temperature is 0. Throws std::invalid_argument as probabilities() does.
   TokenId next(std::span<const float> logits, std::span<const TokenId> history = {}) {
-    if (options_.temperature == 0.0) return most_likely(logits, history);
+    if (greedy()) return most_likely(logits, history);
     probabilities(logits, history, probabilities_);
     return sample(probabilities_);
   }
@@ -87,7 +91,7 @@ class Sampler {
                      std::span<float> out) {
     require(std::ssize(out) == vocab_size(), "probabilities need room for ", vocab_size(),
             " tokens, got ", out.size());
-    if (options_.temperature == 0.0) {
+    if (greedy()) {
       const TokenId token = most_likely(logits, history);
       std::ranges::fill(out, 0.0f);
       out[static_cast<std::size_t>(token)] = 1.0f;
@@ -163,24 +167,32 @@ class Sampler {
     for (const TokenId token : history) seen_[static_cast<std::size_t>(token)] = false;
   }
 
-  void check(std::span<const float> logits, std::span<const TokenId> history) const {
+  // Returns the largest logit.
+  float check(std::span<const float> logits, std::span<const TokenId> history) const {
     require(std::ssize(logits) == vocab_size(), "logits must be of ", vocab_size(), " tokens, got ",
             logits.size());
-    bool any = false;
-    for (std::size_t token = 0; token < logits.size(); ++token) {
-      require(logits[token] < std::numeric_limits<float>::infinity(), "logit of token ", token,
-              " is ", logits[token]);  // NaN compares as false
-      any |= logits[token] > -std::numeric_limits<float>::infinity();
+    const float peak = Eigen::Map<const Eigen::ArrayXf>(logits.data(), std::ssize(logits))
+                           .maxCoeff<Eigen::PropagateNaN>();
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    if (!(peak < kInfinity)) {
+      const auto refused = [](float logit) { return !(logit < kInfinity); };  // NaN too
+      const auto first = std::ranges::find_if(logits, refused);
+      throw_invalid("logit of token ", first - logits.begin(), " is ", *first);
     }
-    require(any, "logits are -infinity for every token");
+    require(peak > -kInfinity, "logits are -infinity for every token");
     for (const TokenId token : history)
       require(token >= 0 && token < vocab_size(), "token ", token,
               " of the history is not in the vocabulary of ", vocab_size());
+    return peak;
   }
 
   TokenId most_likely(std::span<const float> logits, std::span<const TokenId> history) {
-    penalise(logits, history);
-    return static_cast<TokenId>(std::ranges::max_element(scores_) - scores_.begin());
+    if (options_.repetition_penalty != 1.0) {
+      penalise(logits, history);
+      return static_cast<TokenId>(std::ranges::max_element(scores_) - scores_.begin());
+    }
+    const float peak = check(logits, history);
+    return static_cast<TokenId>(std::ranges::find(logits, peak) - logits.begin());
   }
 
   // kept_ = the tokens whose score is not below the k-th largest, nor -infinity, by id.
