@@ -33,6 +33,7 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
+MLA_UNCONTRACTED_BEGIN
 namespace mla::simd {
 inline namespace MLA_SIMD_BASELINE {
 
@@ -67,6 +68,7 @@ MLA_REGION_END
 
 }  // namespace MLA_SIMD_BASELINE
 }  // namespace mla::simd
+MLA_UNCONTRACTED_END
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
