@@ -25,9 +25,9 @@
 namespace mla::conformance {
 
 inline constexpr const char* kUsage =
-    "usage: mla-conformance PATH... [--isa scalar|avx2|avx512] [--mode absorbed|decompressed]\n"
-    "                       [--weights f32|bf16] [--cache f32|bf16|f16]\n"
-    "                       [--tolerance 1e-3]\n"
+    "usage: mla-conformance PATH... [--isa scalar|avx2|avx512|neon]\n"
+    "                       [--mode absorbed|decompressed] [--weights f32|bf16]\n"
+    "                       [--cache f32|bf16|f16] [--tolerance 1e-3]\n"
     "PATH is a case file, a directory of them (*.safetensors), or the directory of a model with a\n"
     "goldens.safetensors; --tolerance is for models, --weights is not. See docs/conformance.md.\n"
     "Exit status: 0 all cases pass, 1 some fail, 2 wrong usage or a file that cannot be used.\n";

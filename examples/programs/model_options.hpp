@@ -52,7 +52,7 @@ inline DType parse_cache(const std::string& name) {
 
 inline const simd::Kernels* parse_isa(const std::string& name) {
   const std::optional<simd::Isa> isa = simd::isa_from_name(name);
-  require(isa.has_value(), "--isa must be scalar, avx2 or avx512, got ", name);
+  require(isa.has_value(), "--isa must be scalar, avx2, avx512 or neon, got ", name);
   require(simd::is_supported(*isa), "--isa ", name, " is not supported by this machine");
   return &simd::kernels_for(*isa);
 }

@@ -10,12 +10,13 @@ namespace mla::simd {
 
 /// Instruction sets that kernels exist for, weakest first within an architecture.
 enum class Isa {
-  scalar,  ///< what the compiler takes for granted: SSE2 on x86-64, NEON on AArch64
+  scalar,  ///< what the compiler takes for granted, products and sums rounded apart
   avx2,    ///< AVX2, FMA, F16C
   avx512,  ///< AVX-512 F, BW, DQ, VL
+  neon,    ///< AArch64, every one of which has it
 };
 
-inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512};
+inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::neon};
 
 constexpr std::string_view name_of(Isa isa) noexcept {
   switch (isa) {
@@ -23,6 +24,8 @@ constexpr std::string_view name_of(Isa isa) noexcept {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::neon:
+      return "neon";
     default:
       return "scalar";
   }
@@ -44,6 +47,8 @@ inline bool is_supported(Isa isa) noexcept {
   if (isa == Isa::avx512)
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return true;
 #endif
   return isa == Isa::scalar;
 }

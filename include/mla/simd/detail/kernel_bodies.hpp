@@ -5,6 +5,8 @@
 #include "mla/simd/kernels.hpp"
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__FAST_MATH__)
@@ -22,6 +24,8 @@
 #define MLA_SIMD_BASELINE baseline_avx2
 #elif defined(__AVX__)
 #define MLA_SIMD_BASELINE baseline_avx
+#elif defined(__ARM_FEATURE_SVE)
+#define MLA_SIMD_BASELINE baseline_sve
 #else
 #define MLA_SIMD_BASELINE baseline
 #endif
@@ -64,7 +68,16 @@ inline constexpr Isa kIsa = Isa::avx512;
 }  // namespace avx512
 MLA_REGION_END
 
-#endif  // __x86_64__
+#elif defined(__aarch64__)
+
+namespace neon {
+inline constexpr Isa kIsa = Isa::neon;
+#include "mla/simd/detail/vec_neon.inl"
+//
+#include "mla/simd/detail/kernels.inl"
+}  // namespace neon
+
+#endif  // __aarch64__
 
 }  // namespace MLA_SIMD_BASELINE
 }  // namespace mla::simd
@@ -87,6 +100,9 @@ inline
       return avx2::kKernels;
     case Isa::avx512:
       return avx512::kKernels;
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return neon::kKernels;
 #endif
     default:
       return scalar::kKernels;
