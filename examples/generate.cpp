@@ -48,7 +48,7 @@ constexpr const char* kUsage =
     "  --threads N             (1)\n"
     "  --mode MODE             absorbed, decompressed or automatic attention (automatic)\n"
     "  --cache TYPE            elements of the latent cache: f32, bf16 or f16 (f32)\n"
-    "  --isa ISA               kernels: scalar, avx2, avx512, avx512_bf16, amx (the best of\n"
+    "  --isa ISA               kernels: scalar, avx2, avx512, neon, avx512_bf16, amx (the best of\n"
     "                          this machine that computes in float32)\n"
     "  --ids                   print token ids, one a line, in place of text\n"
     "  --stats                 print speed, cache size and accepted drafts to standard error\n"

@@ -150,9 +150,7 @@ TEST_P(RowKernel, HalfSplitRotationIsTheInterleavedOneOfPermutedElements) {
   for (std::size_t i = 0; i < kDim; ++i) split[i / 2 + i % 2 * kDim / 2] = interleaved[i];
   kernels().rotate(interleaved.data(), cos.data(), sin.data(), kDim, true);
   kernels().rotate(split.data(), cos.data(), sin.data(), kDim, false);
-  for (std::size_t i = 0; i < kDim; ++i)
-    // The compiler may fuse a product into a sum in one loop and not in the other.
-    EXPECT_NEAR(split[i / 2 + i % 2 * kDim / 2], interleaved[i], 1e-6f);
+  for (std::size_t i = 0; i < kDim; ++i) EXPECT_EQ(split[i / 2 + i % 2 * kDim / 2], interleaved[i]);
 }
 
 }  // namespace

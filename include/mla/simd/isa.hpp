@@ -18,15 +18,16 @@ namespace mla::simd {
 
 /// Instruction sets that kernels exist for, weakest first within an architecture.
 enum class Isa {
-  scalar,       ///< what the compiler takes for granted: SSE2 on x86-64, NEON on AArch64
+  scalar,       ///< what the compiler takes for granted, products and sums rounded apart
   avx2,         ///< AVX2, FMA, F16C
   avx512,       ///< AVX-512 F, BW, DQ, VL
   avx512_bf16,  ///< and dot products of bfloat16 (VDPBF16PS)
   amx,          ///< and tiles of them (AMX-TILE, AMX-BF16)
+  neon,         ///< AArch64, every one of which has it
 };
 
-inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512, Isa::avx512_bf16,
-                                        Isa::amx};
+inline constexpr std::array kAllIsas = {Isa::scalar,      Isa::avx2, Isa::avx512,
+                                        Isa::avx512_bf16, Isa::amx,  Isa::neon};
 
 /// How products with weights or a cache of bfloat16 are computed.
 enum class Precision {
@@ -50,6 +51,8 @@ constexpr std::string_view name_of(Isa isa) noexcept {
       return "avx512_bf16";
     case Isa::amx:
       return "amx";
+    case Isa::neon:
+      return "neon";
     default:
       return "scalar";
   }
@@ -107,6 +110,8 @@ inline bool is_supported(Isa isa) noexcept {
     default:
       break;
   }
+#elif defined(__aarch64__)
+  if (isa == Isa::neon) return true;
 #endif
   return isa == Isa::scalar;
 }

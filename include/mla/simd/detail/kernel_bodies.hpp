@@ -5,6 +5,8 @@
 #include "mla/simd/kernels.hpp"
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #if defined(__FAST_MATH__)
@@ -22,6 +24,8 @@
 #define MLA_SIMD_BASELINE baseline_avx2
 #elif defined(__AVX__)
 #define MLA_SIMD_BASELINE baseline_avx
+#elif defined(__ARM_FEATURE_SVE)
+#define MLA_SIMD_BASELINE baseline_sve
 #else
 #define MLA_SIMD_BASELINE baseline
 #endif
@@ -33,6 +37,7 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 
+MLA_UNCONTRACTED_BEGIN
 namespace mla::simd {
 inline namespace MLA_SIMD_BASELINE {
 
@@ -98,10 +103,20 @@ inline constexpr Isa kIsa = Isa::amx;
 }  // namespace avx512
 MLA_REGION_END
 
-#endif  // __x86_64__
+#elif defined(__aarch64__)
+
+namespace neon {
+inline constexpr Isa kIsa = Isa::neon;
+#include "mla/simd/detail/vec_neon.inl"
+//
+#include "mla/simd/detail/kernels.inl"
+}  // namespace neon
+
+#endif  // __aarch64__
 
 }  // namespace MLA_SIMD_BASELINE
 }  // namespace mla::simd
+MLA_UNCONTRACTED_END
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop
@@ -124,6 +139,9 @@ inline
       return avx512::bf16::kKernels;
     case Isa::amx:
       return avx512::amx::kKernels;
+#elif defined(__aarch64__)
+    case Isa::neon:
+      return neon::kKernels;
 #endif
     default:
       return scalar::kKernels;

@@ -20,6 +20,17 @@
 #define MLA_REGION_END _Pragma("GCC pop_options")
 #endif
 
+// Between these no compiler may turn a product and a sum into one operation that rounds once: what
+// is rounded is then the same on every processor, in every loop that a compiler makes of a text.
+#if defined(__clang__)
+#define MLA_UNCONTRACTED_BEGIN _Pragma("float_control(push)") _Pragma("clang fp contract(off)")
+#define MLA_UNCONTRACTED_END _Pragma("float_control(pop)")
+#else
+#define MLA_UNCONTRACTED_BEGIN \
+  _Pragma("GCC push_options") _Pragma("GCC optimize(\"fp-contract=off\")")
+#define MLA_UNCONTRACTED_END _Pragma("GCC pop_options")
+#endif
+
 // for (int i = 0; i < count; ++i), unrolled: otherwise g++ -O2 keeps an array of accumulators that
 // the loop goes over in memory.
 #define MLA_UNROLL(i, count) _Pragma("GCC unroll 16") for (int i = 0; i < (count); ++i)
