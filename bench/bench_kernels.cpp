@@ -1,11 +1,11 @@
 // How near the kernels come to what the machine can do: attention, projections and a whole layer,
-// as fractions of the multiply-add peak and of the read bandwidth measured in the same run.
+// as fractions of the peak of their products and of the read bandwidth, measured in the same run.
 // docs/performance.md explains the numbers.
 //
-// Arguments are named in the output. isa: 0 scalar, 1 avx2, 2 avx512. type, of the cache or of the
-// weights: 0 f32, 1 bf16, 2 f16. of_peak compares with float32 multiply-adds of that isa, of_bf16
-// with the dot products of bfloat16 that a processor may have (VDPBF16PS), a thread's peak times
-// the number of threads.
+// Arguments are named in the output. isa: 0 scalar, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx, 5 neon.
+// type, of the cache or of the weights: 0 f32, 1 bf16, 2 f16. of_peak compares with the products of
+// that isa in registers, of_bf16 with VDPBF16PS where there is one; a thread's peak times the
+// number of threads.
 
 #include <benchmark/benchmark.h>
 
@@ -15,6 +15,9 @@
 #include <vector>
 
 #include "machine.hpp"
+#if defined(MLA_BENCH_ONEDNN)
+#include "onednn_projection.hpp"
+#endif
 #include "mla/core/eigen_executor.hpp"
 #include "mla/mla.hpp"
 
@@ -34,6 +37,17 @@ mla::simd::Isa isa_of(const benchmark::State& state) {
   return static_cast<mla::simd::Isa>(state.range(0));
 }
 
+mla::bench::ReadBandwidth& read_bandwidth() {
+  static mla::bench::ReadBandwidth probe;
+  return probe;
+}
+
+double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<Index>(values.size() / 2),
+                   values.end());
+  return values[values.size() / 2];
+}
+
 // Runs the work with yardsticks in between, and reports medians.
 class Meter {
  public:
@@ -46,8 +60,8 @@ class Meter {
     work();  // grows the workspace
     for (auto _ : state_) {
       peak_.push_back(threads * mla::bench::peak_flops(context_.kernels().isa));
-      bf16_.push_back(threads * mla::bench::peak_bfloat16_flops());
-      if (bytes > 0.0) bandwidth_.push_back(bandwidth().measure(context_.executor()));
+      bf16_.push_back(threads * mla::bench::peak_flops(mla::simd::Isa::avx512_bf16));
+      if (bytes > 0.0) bandwidth_.push_back(read_bandwidth().measure(context_.executor()));
       const double start = mla::bench::seconds();
       work();
       const double elapsed = mla::bench::seconds() - start;
@@ -65,17 +79,6 @@ class Meter {
   }
 
  private:
-  static mla::bench::ReadBandwidth& bandwidth() {
-    static mla::bench::ReadBandwidth probe;
-    return probe;
-  }
-
-  static double median(std::vector<double> values) {
-    std::nth_element(values.begin(), values.begin() + static_cast<Index>(values.size() / 2),
-                     values.end());
-    return values[values.size() / 2];
-  }
-
   void report(const char* name, double value) {
     if (std::isfinite(value)) state_.counters[name] = value;
   }
@@ -85,15 +88,19 @@ class Meter {
   std::vector<double> seconds_, peak_, bf16_, bandwidth_;
 };
 
-// Pseudo-random elements in [-1, 1) * scale.
+// Pseudo-random elements in [-1, 1) * scale, which repeat after a while.
 template <class T>
 std::vector<T> random_values(Index size, float scale = 1.0f) {
+  constexpr std::size_t kPeriod = 65521;  // a prime: rows do not repeat
   std::vector<T> values(static_cast<std::size_t>(size));
   std::uint32_t state = 1;
-  for (T& value : values) {
+  for (std::size_t i = 0; i < std::min(kPeriod, values.size()); ++i) {
     state = state * 1664525u + 1013904223u;
-    value = static_cast<T>((static_cast<float>(state >> 8) * 0x1p-23f - 1.0f) * scale);
+    values[i] = static_cast<T>((static_cast<float>(state >> 8) * 0x1p-23f - 1.0f) * scale);
   }
+  for (std::size_t i = kPeriod; i < values.size(); i += kPeriod)
+    std::copy_n(values.begin(), std::min(kPeriod, values.size() - i),
+                values.begin() + static_cast<Index>(i));
   return values;
 }
 
@@ -240,47 +247,117 @@ void BM_Layer(benchmark::State& state) {
       });
 }
 
-const Index kBest = static_cast<Index>(mla::simd::best_isa());
+void BM_Peak(benchmark::State& state) {
+  std::vector<double> rates;
+  for (auto _ : state) rates.push_back(mla::bench::peak_flops(isa_of(state)));
+  state.counters["FLOP/s"] = median(rates);
+}
+
+void BM_DramRead(benchmark::State& state) {
+  mla::EigenExecutor executor(static_cast<int>(state.range(0)));
+  std::vector<double> rates;
+  for (auto _ : state) rates.push_back(read_bandwidth().measure(executor));
+  state.counters["B/s"] = median(rates);
+}
+
+// The same products as BM_Projection by Eigen, float32 weights.
+void BM_ProjectionEigen(benchmark::State& state) {
+  Bench bench(state, 1);
+  const Index in = state.range(1), out = state.range(2), tokens = state.range(3);
+  const auto x = random_values<float>(tokens * in), weight = random_values<float>(in * out, 0.05f);
+  RowMajorMatrix y(tokens, out);
+  const Eigen::Map<const RowMajorMatrix> xs(x.data(), tokens, in), weights(weight.data(), out, in);
+  Meter(state, bench.context).run(2.0 * static_cast<double>(in * out * tokens), 0.0, [&] {
+    y.noalias() = xs * weights.transpose();
+  });
+}
+
+#if defined(MLA_BENCH_ONEDNN)
+// And by oneDNN: bfloat16, weights packed before.
+void BM_ProjectionOneDnn(benchmark::State& state) {
+  Bench bench(state, 1);
+  const Index in = state.range(1), out = state.range(2), tokens = state.range(3);
+  auto x = random_values<bfloat16>(tokens * in), weight = random_values<bfloat16>(in * out, 0.05f);
+  std::vector<float> y(static_cast<std::size_t>(tokens * out));
+  mla::bench::OneDnnProjection projection(x.data(), weight.data(), y.data(), tokens, in, out);
+  Meter(state, bench.context).run(2.0 * static_cast<double>(in * out * tokens), 0.0, [&] {
+    projection.run();
+  });
+}
+#endif
+
+// The best instruction set in float32, and the best with products of bfloat16 if there is one.
+std::vector<Index> isas() {
+  std::vector<Index> all = {static_cast<Index>(mla::simd::best_isa())};
+  const auto rounded = static_cast<Index>(mla::simd::best_isa(mla::Precision::bfloat16));
+  if (rounded != all[0]) all.push_back(rounded);
+  return all;
+}
 
 void decode_arguments(benchmark::internal::Benchmark* b) {
   b->ArgNames({"isa", "type", "heads", "latent", "rope", "context", "queries", "threads"});
-  for (Index threads : {1, 2})
-    for (Index context : {1024, 4096, 16384})
-      b->Args({kBest, 1, 128, 512, 64, context, 1, threads});
-  for (Index queries : {8, 64}) b->Args({kBest, 1, 128, 512, 64, 4096, queries, 1});
-  b->Args({kBest, 0, 128, 512, 64, 4096, 1, 1});
-  b->Args({1, 1, 128, 512, 64, 4096, 1, 1});
-  for (Index heads : {16, 20, 40, 64}) b->Args({kBest, 1, heads, 512, 64, 4096, 1, 1});
-  b->Args({kBest, 1, 128, 256, 64, 4096, 1, 1});
-  b->Args({kBest, 1, 128, 256, 32, 4096, 1, 1});
-  b->Args({kBest, 1, 128, 384, 48, 4096, 1, 1});
+  for (Index isa : isas()) {
+    for (Index threads : {1, 2})
+      for (Index context : {1024, 4096, 16384})
+        b->Args({isa, 1, 128, 512, 64, context, 1, threads});
+    for (Index queries : {8, 64}) b->Args({isa, 1, 128, 512, 64, 4096, queries, 1});
+    for (Index heads : {16, 20, 40, 64}) b->Args({isa, 1, heads, 512, 64, 4096, 1, 1});
+    b->Args({isa, 1, 128, 256, 64, 4096, 1, 1});
+    b->Args({isa, 1, 128, 256, 32, 4096, 1, 1});
+    b->Args({isa, 1, 128, 384, 48, 4096, 1, 1});
+  }
+  b->Args({isas()[0], 0, 128, 512, 64, 4096, 1, 1});
+  const auto avx2 = mla::simd::Isa::avx2;
+  if (mla::simd::is_supported(avx2))
+    b->Args({static_cast<Index>(avx2), 1, 128, 512, 64, 4096, 1, 1});
 }
 
 void prefill_arguments(benchmark::internal::Benchmark* b) {
   b->ArgNames({"isa", "type", "heads", "tokens", "threads"});
-  for (Index threads : {1, 2}) b->Args({kBest, 1, 128, 2048, threads});
+  for (Index isa : isas())
+    for (Index threads : {1, 2}) b->Args({isa, 1, 128, 2048, threads});
 }
+
+constexpr Index kProjections[][2] = {{7168, 1536}, {1536, 24576}, {16384, 7168}};
 
 void projection_arguments(benchmark::internal::Benchmark* b) {
   b->ArgNames({"isa", "type", "in", "out", "tokens", "threads"});
   for (Index tokens : {1, 8, 64, 512}) {
-    b->Args({kBest, 1, 7168, 1536, tokens, 1});
-    b->Args({kBest, 1, 1536, 24576, tokens, 1});
-    b->Args({kBest, 1, 16384, 7168, tokens, 1});
-    b->Args({kBest, 0, 7168, 1536, tokens, 1});
+    for (Index isa : isas())
+      for (const auto& [in, out] : kProjections) b->Args({isa, 1, in, out, tokens, 1});
+    b->Args({isas()[0], 0, 7168, 1536, tokens, 1});
   }
-  b->Args({kBest, 1, 16384, 7168, 64, 2});
+  for (Index isa : isas()) b->Args({isa, 1, 16384, 7168, 64, 2});
+}
+
+void other_projection_arguments(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"isa", "in", "out", "tokens"});
+  for (Index tokens : {1, 8, 64, 512})
+    for (const auto& [in, out] : kProjections) b->Args({isas().back(), in, out, tokens});
 }
 
 void layer_arguments(benchmark::internal::Benchmark* b) {
   b->ArgNames({"isa", "context", "tokens", "threads"});
-  for (Index threads : {1, 2})
-    for (Index tokens : {1, 8}) b->Args({kBest, 4096, tokens, threads});
+  for (Index isa : isas())
+    for (Index threads : {1, 2})
+      for (Index tokens : {1, 8}) b->Args({isa, 4096, tokens, threads});
 }
 
+void peak_arguments(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"isa"});
+  for (const auto isa : mla::simd::kAllIsas)
+    if (mla::simd::is_supported(isa)) b->Args({static_cast<Index>(isa)});
+}
+
+BENCHMARK(BM_Peak)->Apply(peak_arguments);
+BENCHMARK(BM_DramRead)->ArgName("threads")->Arg(1)->Arg(2);
 BENCHMARK(BM_AbsorbedDecode)->Apply(decode_arguments)->UseManualTime()->MinTime(0.3);
 BENCHMARK(BM_DecompressedPrefill)->Apply(prefill_arguments)->UseManualTime()->MinTime(0.3);
 BENCHMARK(BM_Projection)->Apply(projection_arguments)->UseManualTime()->MinTime(0.3);
+BENCHMARK(BM_ProjectionEigen)->Apply(other_projection_arguments)->UseManualTime()->MinTime(0.3);
+#if defined(MLA_BENCH_ONEDNN)
+BENCHMARK(BM_ProjectionOneDnn)->Apply(other_projection_arguments)->UseManualTime()->MinTime(0.3);
+#endif
 BENCHMARK(BM_Layer)->Apply(layer_arguments)->UseManualTime()->MinTime(0.3);
 
 }  // namespace

@@ -93,15 +93,34 @@ inline double multiply_add(simd::Isa isa, long rounds) {
 }
 inline double bfloat16_dot(long rounds) {
   const double n = 12.0 * static_cast<double>(rounds);
-  if (!__builtin_cpu_supports("avx512bf16")) return 0.0;
   MLA_BENCH_LOOP("vdpbf16ps", "zmm", rounds);
   return 64.0 * n;
 }
 #undef MLA_BENCH_LOOP
 #undef MLA_BENCH_TWELVE
+
+// Products of tiles of 16 x 32 by 32 x 16, with four sums.
+[[gnu::target("amx-tile,amx-bf16")]] inline double bfloat16_tiles(long rounds) {
+  struct alignas(64) {
+    unsigned char palette = 1, start_row = 0, reserved[14] = {};
+    unsigned short row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    unsigned char rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  } shapes;
+  asm volatile("" : : "r"(&shapes) : "memory");  // all of it is read, which g++ does not know
+  _tile_loadconfig(&shapes);
+  for (long i = 0; i < rounds; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+  return 4.0 * 2.0 * 16 * 16 * 32 * static_cast<double>(rounds);
+}
 #else
 inline double multiply_add(simd::Isa, long) { return 0.0; }
 inline double bfloat16_dot(long) { return 0.0; }
+inline double bfloat16_tiles(long) { return 0.0; }
 #endif
 
 template <class Work>
@@ -113,15 +132,16 @@ double rate(const Work& work) {
 
 }  // namespace detail
 
-/// float32 multiply-adds in registers, in operations a second of one thread; 0 if not measured
+/// The widest products that the kernels of `isa` have for bfloat16 weights, in registers: float32
+/// multiply-adds, VDPBF16PS or TDPBF16PS. In operations a second of one thread; 0 if not measured
 /// here.
 inline double peak_flops(simd::Isa isa) {
-  return detail::rate([isa] { return detail::multiply_add(isa, 100000); });
-}
-
-/// The same of VDPBF16PS, products of bfloat16 summed in float32.
-inline double peak_bfloat16_flops() {
-  return detail::rate([] { return detail::bfloat16_dot(100000); });
+  return detail::rate([isa] {
+    if (!simd::is_supported(isa)) return 0.0;
+    if (isa == simd::Isa::amx) return detail::bfloat16_tiles(25000);
+    if (isa == simd::Isa::avx512_bf16) return detail::bfloat16_dot(100000);
+    return detail::multiply_add(isa, 100000);
+  });
 }
 
 /// Bytes a second that are read from memory of a size, by default far larger than any cache.

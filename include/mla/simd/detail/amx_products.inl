@@ -1,9 +1,11 @@
 // Products of tiles by AMX. Included inside a target region with amx-tile and amx-bf16, after
 // bf16_tiles.inl. Tile registers: 0 to 3 are C, 4 and 5 A, 6 and 7 B.
 
-// What the tile instructions read from memory must have been written before: g++ does not know
+// What the tile instructions read from `memory` on must have been written before: g++ does not know
 // that they read.
-MLA_INLINE void tiles_are_written() { asm volatile("" ::: "memory"); }
+MLA_INLINE void tiles_are_written(const void* memory) {
+  asm volatile("" : : "r"(memory) : "memory");
+}
 
 struct alignas(64) TileShapes {
   unsigned char palette = 1, start_row = 0, reserved[14] = {};
@@ -20,7 +22,7 @@ MLA_INLINE void set_tiles(Index columns0, Index columns1) {
     shapes.row_bytes[i] = static_cast<unsigned short>(4 * columns[i]);
     shapes.rows[i] = columns[i] > 0 ? kTileSide : 0;
   }
-  tiles_are_written();
+  tiles_are_written(&shapes);
   _tile_loadconfig(&shapes);
 }
 
@@ -79,6 +81,7 @@ template <int kA, int kB>
 MLA_INLINE void multiply(const bfloat16* a, const TileSteps& as, const bfloat16* b,
                          const TileSteps& bs, Index steps, bool add, float* c,
                          const TileSteps& rows, Index column_side) {
+  tiles_are_written(c);
   if (add)
     load_grid<kA, kB>(c, rows, column_side);
   else
