@@ -104,7 +104,7 @@ class Checkpoint {
   // {"weight_map": {tensor: file}}; the files lie beside the index.
   void add_shards(const std::filesystem::path& index_path) {
     const std::string origin = index_path.string();
-    const nlohmann::json index = parse_json_file(index_path);
+    const JsonDocument index = parse_json_file(index_path);
     if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
       throw_runtime(origin, ": must have an object weight_map");
     std::map<std::string, std::size_t> opened;  // file name -> place in files_

@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "mla/core/error.hpp"
@@ -21,9 +22,31 @@
 
 namespace mla {
 
+/// What parse_json() returns. nlohmann::json takes memory apart with a list of what is left to do,
+/// so that its destructor allocates, and ends the program where it cannot. This one does not.
+class JsonDocument : public nlohmann::json {
+ public:
+  JsonDocument() = default;
+  explicit JsonDocument(nlohmann::json&& json) noexcept : nlohmann::json(std::move(json)) {}
+  JsonDocument(JsonDocument&&) = default;
+  JsonDocument& operator=(JsonDocument&& other) noexcept {
+    swap(other);
+    return *this;
+  }
+  ~JsonDocument() { empty(*this); }
+
+ private:
+  // From the inside out: what is destroyed has nothing in it.
+  static void empty(nlohmann::json& json) noexcept {
+    if (!json.is_structured()) return;
+    for (nlohmann::json& child : json) empty(child);
+    json.clear();
+  }
+};
+
 /// Parses `text`. Throws std::runtime_error beginning with `origin` (a path) when it is not JSON,
 /// has a duplicate key within one object, or is nested more than 64 deep.
-inline nlohmann::json parse_json(std::string_view text, const std::string& origin) {
+inline JsonDocument parse_json(std::string_view text, const std::string& origin) {
   using Event = nlohmann::json::parse_event_t;
   constexpr int kMaxDepth = 64;
   // The parser takes a NUL byte for the end and would not see what follows it.
@@ -49,14 +72,14 @@ inline nlohmann::json parse_json(std::string_view text, const std::string& origi
     return true;
   };
   try {
-    return nlohmann::json::parse(text, check);
+    return JsonDocument(nlohmann::json::parse(text, check));
   } catch (const nlohmann::json::exception& error) {
     throw_runtime(origin, ": ", error.what());
   }
 }
 
 /// Parses the file at `path`; errors as for parse_json and MappedFile.
-inline nlohmann::json parse_json_file(const std::filesystem::path& path) {
+inline JsonDocument parse_json_file(const std::filesystem::path& path) {
   const MappedFile file(path);
   return parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()},
                     file.path());

@@ -132,7 +132,7 @@ class SafetensorsFile {
                     " bytes follow its length");
     const auto text = rest.first(header_bytes);
     const auto data = rest.subspan(header_bytes);
-    const nlohmann::json header =
+    const JsonDocument header =
         parse_json({reinterpret_cast<const char*>(text.data()), text.size()}, file_.path());
     if (!header.is_object() || text.front() != std::byte{'{'})
       throw_runtime(file_.path(), ": header must be a JSON object");
@@ -147,6 +147,8 @@ class SafetensorsFile {
   }
 
   const std::string& path() const noexcept { return file_.path(); }
+  /// The whole file.
+  std::span<const std::byte> bytes() const noexcept { return file_.bytes(); }
 
   /// All tensors by name.
   const std::map<std::string, SafetensorsTensor, std::less<>>& tensors() const noexcept {
