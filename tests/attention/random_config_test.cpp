@@ -466,14 +466,14 @@ std::uint64_t number_from_environment(const char* name, std::uint64_t otherwise)
   return text ? std::stoull(text) : otherwise;
 }
 
-// Four shares, which can run at the same time.
+// Eight shares, which can run at the same time.
 class RandomLayers : public ::testing::TestWithParam<int> {};
-INSTANTIATE_TEST_SUITE_P(Share, RandomLayers, ::testing::Range(0, 4));
+INSTANTIATE_TEST_SUITE_P(Share, RandomLayers, ::testing::Range(0, 8));
 
 TEST_P(RandomLayers, KeepAllPromises) {
   const std::uint64_t first = number_from_environment("MLA_RANDOM_SEED", 1);
   const std::uint64_t configs = number_from_environment("MLA_RANDOM_CONFIGS", 600);
-  for (auto i = static_cast<std::uint64_t>(GetParam()); i < configs; i += 4) {
+  for (auto i = static_cast<std::uint64_t>(GetParam()); i < configs; i += 8) {
     const Case c = random_case(first + i);
     const AssertionResult result = keeps_all_promises(c);
     if (result) continue;

@@ -22,31 +22,9 @@
 
 namespace mla {
 
-/// What parse_json() returns. nlohmann::json takes memory apart with a list of what is left to do,
-/// so that its destructor allocates, and ends the program where it cannot. This one does not.
-class JsonDocument : public nlohmann::json {
- public:
-  JsonDocument() = default;
-  explicit JsonDocument(nlohmann::json&& json) noexcept : nlohmann::json(std::move(json)) {}
-  JsonDocument(JsonDocument&&) = default;
-  JsonDocument& operator=(JsonDocument&& other) noexcept {
-    swap(other);
-    return *this;
-  }
-  ~JsonDocument() { empty(*this); }
-
- private:
-  // From the inside out: what is destroyed has nothing in it.
-  static void empty(nlohmann::json& json) noexcept {
-    if (!json.is_structured()) return;
-    for (nlohmann::json& child : json) empty(child);
-    json.clear();
-  }
-};
-
 /// Parses `text`. Throws std::runtime_error beginning with `origin` (a path) when it is not JSON,
 /// has a duplicate key within one object, or is nested more than 64 deep.
-inline JsonDocument parse_json(std::string_view text, const std::string& origin) {
+inline nlohmann::json parse_json(std::string_view text, const std::string& origin) {
   using Event = nlohmann::json::parse_event_t;
   constexpr int kMaxDepth = 64;
   // The parser takes a NUL byte for the end and would not see what follows it.
@@ -72,18 +50,41 @@ inline JsonDocument parse_json(std::string_view text, const std::string& origin)
     return true;
   };
   try {
-    return JsonDocument(nlohmann::json::parse(text, check));
+    return nlohmann::json::parse(text, check);
   } catch (const nlohmann::json::exception& error) {
     throw_runtime(origin, ": ", error.what());
   }
 }
 
 /// Parses the file at `path`; errors as for parse_json and MappedFile.
-inline JsonDocument parse_json_file(const std::filesystem::path& path) {
+inline nlohmann::json parse_json_file(const std::filesystem::path& path) {
   const MappedFile file(path);
   return parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()},
                     file.path());
 }
+
+/// Holds JSON until it is no longer needed. The destructor of nlohmann::json makes a list of what
+/// is left to do, in memory that it allocates, and ends the program where there is none. This one
+/// does without.
+class JsonDocument {
+ public:
+  explicit JsonDocument(nlohmann::json&& json) noexcept : json_(std::move(json)) {}
+  JsonDocument(const JsonDocument&) = delete;
+  JsonDocument& operator=(const JsonDocument&) = delete;
+  ~JsonDocument() { empty(json_); }
+
+  const nlohmann::json& operator*() const noexcept { return json_; }
+
+ private:
+  // From the inside out: what is destroyed has nothing in it.
+  static void empty(nlohmann::json& json) noexcept {
+    if (!json.is_structured()) return;
+    for (nlohmann::json& child : json) empty(child);
+    json.clear();
+  }
+
+  nlohmann::json json_;
+};
 
 /// `value` for an error message: its JSON text, shortened.
 inline std::string json_text(const nlohmann::json& value) {

@@ -33,7 +33,7 @@ namespace detail {
 struct TokenizerFiles {
   std::string tokenizer_path;  // of the file itself
   std::string directory;       // with a slash at the end
-  JsonDocument tokenizer, tokenizer_config, generation_config;
+  nlohmann::json tokenizer, tokenizer_config, generation_config;
 };
 
 class SpecialTokensReader {

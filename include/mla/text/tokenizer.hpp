@@ -116,7 +116,7 @@ class Tokenizer {
     files.tokenizer = parse_json_file(files.tokenizer_path);
     if (!is_directory) return files;
     files.directory = (path / "").string();
-    const auto read = [&](const char* name, JsonDocument& json) {
+    const auto read = [&](const char* name, nlohmann::json& json) {
       if (std::filesystem::exists(path / name)) json = parse_json_file(path / name);
     };
     read("tokenizer_config.json", files.tokenizer_config);
