@@ -107,9 +107,10 @@ TEST(LongRun, MemoryStaysFlatAndResultsStayTheReference) {
     }
   }
   EXPECT_EQ(run.bytes(), bytes);
-  // A step that lost a single byte on average would be seen in 200,000 of them; the rest is what
-  // the checks themselves leave in malloc's lists.
-  EXPECT_LE(resident_bytes(), resident + 1'000'000);
+  // Five bytes a step would be seen. The rest is room for malloc, which the checks use.
+  if (!kSanitized) {
+    EXPECT_LE(resident_bytes(), resident + 1'000'000);
+  }
 }
 
 // A text of which only its last tokens are kept, as in a stream, far beyond a million.
