@@ -202,15 +202,8 @@ TYPED_TEST(Allocation, AFailureInReserveOrAppendLeavesTheCacheAsItWas) {
 
 TEST(Construction, AFailureAnywhereThrowsAndLeaksNothing) {
   TestLayer layer(small_config(), {.biases = true});
-  int failures = 0;
-  for (bool failed = true; failed; ++failures) {
-    const FailingAllocation failing(failures);
-    try {
-      MultiheadLatentAttention again(layer.config(), layer.weights.views());
-    } catch (const std::bad_alloc&) {
-    }
-    failed = failing.failed();
-  }
+  const int failures = fail_each_allocation(
+      [&] { MultiheadLatentAttention(layer.config(), layer.weights.views()); }, [] {});
   EXPECT_GE(failures, 5);
 }
 

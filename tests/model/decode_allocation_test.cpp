@@ -1,11 +1,17 @@
 // What generating text allocates.
 #include <gtest/gtest.h>
 
+#include <new>
+#include <nlohmann/json.hpp>
+#include <span>
 #include <vector>
 
 #include "mla/model/generate.hpp"
+#include "mla/model/sampler.hpp"
+#include "model/synthetic_checkpoint.hpp"
 #include "model/test_sampler.hpp"
 #include "model/trained_decoder.hpp"
+#include "support/compare.hpp"
 #include "support/counting_operator_new.hpp"
 
 namespace mla::test {
@@ -59,6 +65,62 @@ TEST(DecodeAllocation, ALongPromptTakesNoMoreScratchMemoryThanAChunk) {
     bytes.push_back(context.workspace().bytes_allocated());
   }
   EXPECT_EQ(bytes[1], bytes[0]);
+}
+
+// One layer with experts and the module for multi-token prediction.
+nlohmann::json smallest_config() {
+  nlohmann::json config = synthetic_config();
+  config.update({{"num_hidden_layers", 1},
+                 {"first_k_dense_replace", 0},
+                 {"n_routed_experts", 2},
+                 {"n_group", 1},
+                 {"topk_group", 1}});
+  return config;
+}
+
+TEST(AllocationFailure, WhileAModelIsLoadedLeaksNothing) {
+  const SyntheticCheckpoint checkpoint(smallest_config());
+  EXPECT_GT(fail_each_allocation([&] { DecoderModel::load(checkpoint.path()); }, [] {}), 1000);
+}
+
+TEST(AllocationFailure, InAForwardPassLeavesTheStateAsItWas) {
+  const SyntheticCheckpoint checkpoint(smallest_config());
+  const DecoderModel model = DecoderModel::load(checkpoint.path());
+  const auto tokens = random_tokens(73, model.vocab_size(), 1);
+  RowMajorMatrix logits(1, model.vocab_size());
+  const auto forward_all = [&] {
+    DecoderState<bfloat16> state(model.config());
+    Context context;
+    Index done = 0;
+    try {
+      for (const Index until : {3, 72, 73}) {
+        const auto part = std::span(tokens).subspan(static_cast<std::size_t>(done),
+                                                    static_cast<std::size_t>(until - done));
+        model.forward(part, state, logits, context);
+        done = until;
+      }
+    } catch (const std::bad_alloc&) {
+      EXPECT_EQ(state.size(), done);
+      throw;
+    }
+  };
+  forward_all();
+  const RowMajorMatrix expected = logits;
+  EXPECT_GT(fail_each_allocation(forward_all, [] {}), 15);
+  EXPECT_TRUE(same_bits(logits, expected));
+}
+
+TEST(AllocationFailure, WhileTextIsGeneratedLeaksNothing) {
+  const SyntheticCheckpoint checkpoint(smallest_config());
+  const DecoderModel model = DecoderModel::load(checkpoint.path());
+  const auto prompt = random_tokens(20, model.vocab_size(), 1);
+  const auto generate_some = [&] {
+    DecoderState<float> state(model.config());
+    Sampler sampler(model.vocab_size());
+    Context context;
+    generate(model, state, prompt, sampler, context, {.max_tokens = 10, .speculative = true});
+  };
+  EXPECT_GT(fail_each_allocation(generate_some, [] {}), 20);
 }
 
 }  // namespace

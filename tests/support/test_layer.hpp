@@ -127,6 +127,22 @@ DoubleMatrix reference_output(const TestLayer& layer, const RowMajorMatrix& x,
                               std::span<const Index> positions,
                               std::span<const std::uint8_t> mask = {});
 
+/// What reference::forward computes.
+struct ReferenceResult {
+  DoubleMatrix output;  ///< [tokens, hidden_size]
+  DoubleMatrix rows;    ///< [tokens, cache row width], of padding too
+};
+ReferenceResult reference_result(const TestLayer& layer, const RowMajorMatrix& x,
+                                 std::span<const Index> positions,
+                                 std::span<const std::uint8_t> mask);
+/// The same in float32: how far it is from double says what rounding does to this layer.
+ReferenceResult reference_result_in_float(const TestLayer& layer, const RowMajorMatrix& x,
+                                          std::span<const Index> positions,
+                                          std::span<const std::uint8_t> mask);
+/// The output for x in double where a cache holds `rows` [tokens, cache row width].
+DoubleMatrix reference_output_over(const TestLayer& layer, const RowMajorMatrix& x,
+                                   std::span<const Index> positions, const DoubleMatrix& rows);
+
 /// first, first + 1, ...
 inline std::vector<Index> consecutive(Index first, Index count) {
   std::vector<Index> positions(static_cast<std::size_t>(count));

@@ -57,23 +57,16 @@ class LatentKVCache {
   /// std::invalid_argument, or std::bad_alloc, with the cache as it was.
   void append(MatrixView<const float> rows, std::span<const Index> positions,
               const simd::Kernels& kernels = simd::kernels()) {
-    require(rows.cols == rows_.row_width(), "cache rows have ", rows_.row_width(),
-            " elements, got ", rows.cols);
-    require(rows.rows == static_cast<Index>(positions.size()), "got ", rows.rows, " rows but ",
-            positions.size(), " positions");
-    Index last = next_position() - 1;
-    for (Index position : positions) {
-      require(position > last, "positions must rise: got ", position, " after ", last);
-      require(position <= kMaxPosition, "positions must be at most ", kMaxPosition, ", got ",
-              position);
-      last = position;
-    }
-    const Index old = size();
-    reserve(old + rows.rows);
-    rows_.resize(old + rows.rows);
+    const Index old = add_rows(rows.rows, rows.cols, positions);
     for (Index t = 0; t < rows.rows; ++t)
       kernels.of<T>().from_float(rows.row(t), rows.cols, rows_.row(old + t));
-    positions_.insert(positions_.end(), positions.begin(), positions.end());
+  }
+
+  /// Appends rows [tokens, row width] bit by bit as row() of another cache gives them. Errors as
+  /// for append().
+  void append_stored(MatrixView<const T> rows, std::span<const Index> positions) {
+    const Index old = add_rows(rows.rows, rows.cols, positions);
+    for (Index t = 0; t < rows.rows; ++t) std::copy_n(rows.row(t), rows.cols, rows_.row(old + t));
   }
 
   /// Forgets all but the first `tokens` tokens, exactly: what follows is as if the others had never
@@ -108,6 +101,26 @@ class LatentKVCache {
   }
 
  private:
+  // Checks all, then makes rows for the positions, yet to be filled; returns the first of them.
+  Index add_rows(Index rows, Index cols, std::span<const Index> positions) {
+    require(cols == rows_.row_width(), "cache rows have ", rows_.row_width(), " elements, got ",
+            cols);
+    require(rows == std::ssize(positions), "got ", rows, " rows but ", positions.size(),
+            " positions");
+    Index last = next_position() - 1;
+    for (Index position : positions) {
+      require(position > last, "positions must rise: got ", position, " after ", last);
+      require(position <= kMaxPosition, "positions must be at most ", kMaxPosition, ", got ",
+              position);
+      last = position;
+    }
+    const Index old = size();
+    reserve(old + rows);
+    rows_.resize(old + rows);
+    positions_.insert(positions_.end(), positions.begin(), positions.end());
+    return old;
+  }
+
   PagedRows<T> rows_;
   Index kv_lora_rank_;
   std::vector<Index> positions_;

@@ -35,12 +35,26 @@ Matrix<Scalar> to_matrix(const WeightView& weight) {
   return matrix;
 }
 
+/// Queries of a sequence, by head.
+template <class Scalar>
+struct Queries {
+  Matrix<Scalar> nope;  ///< [tokens, heads * qk_nope_head_dim]
+  Matrix<Scalar> rope;  ///< [tokens, heads * qk_rope_head_dim] after rotation
+};
+
+/// All that a cache keeps of a sequence.
+template <class Scalar>
+struct Latents {
+  Matrix<Scalar> latent;    ///< [tokens, kv_lora_rank] after the norm
+  Matrix<Scalar> rope_key;  ///< [tokens, rope_key_width] after rotation
+};
+
 /// What a layer computes for a sequence.
 template <class Scalar>
 struct Result {
   Matrix<Scalar> output;    ///< [tokens, hidden_size]
-  Matrix<Scalar> latent;    ///< [tokens, kv_lora_rank] after the norm, as cached
-  Matrix<Scalar> rope_key;  ///< [tokens, rope_key_width] after rotation, as cached
+  Matrix<Scalar> latent;    ///< [tokens, kv_lora_rank] as cached
+  Matrix<Scalar> rope_key;  ///< [tokens, rope_key_width] as cached
 };
 
 /// x / sqrt(mean(x^2) + eps) * weight, row by row.
@@ -102,6 +116,84 @@ Matrix<Scalar> causal_attention(const Matrix<Scalar>& q, const Matrix<Scalar>& k
   return out;
 }
 
+/// Queries of x [tokens, hidden_size]: compressed, normalised, expanded; the rotary part of each
+/// head rotated.
+template <class Scalar>
+Queries<Scalar> queries(const AttentionConfig& config, const AttentionWeights& weights,
+                        const Matrix<Scalar>& x, std::span<const Index> positions) {
+  const Index heads = config.num_attention_heads, tokens = x.rows();
+  const Index nope = config.qk_nope_head_dim, rope = config.qk_rope_head_dim;
+  Matrix<Scalar> c_q = x;
+  if (config.q_lora_rank > 0) c_q = linear(x, weights.q_a_proj, weights.q_a_proj_bias);
+  if (weights.q_a_layernorm)
+    c_q = rms_norm<Scalar>(c_q, to_matrix<Scalar>(weights.q_a_layernorm).row(0),
+                           config.q_a_layernorm_eps);
+  Queries<Scalar> q = {Matrix<Scalar>(tokens, heads * nope), Matrix<Scalar>(tokens, heads * rope)};
+  if (weights.split_query()) {
+    q.nope = linear(c_q, weights.q_b_nope_proj);
+    q.rope = linear(c_q, weights.q_b_rope_proj);
+  } else {
+    const Matrix<Scalar> both =
+        linear(c_q, config.q_lora_rank > 0 ? weights.q_b_proj : weights.q_proj);
+    for (Index h = 0; h < heads; ++h) {
+      q.nope.middleCols(h * nope, nope) = both.middleCols(h * (nope + rope), nope);
+      q.rope.middleCols(h * rope, rope) = both.middleCols(h * (nope + rope) + nope, rope);
+    }
+  }
+  rotate<Scalar>(q.rope, positions, RotaryEmbedding(config), config.rope_interleave);
+  return q;
+}
+
+/// Latents and rotary keys of x [tokens, hidden_size].
+template <class Scalar>
+Latents<Scalar> latents(const AttentionConfig& config, const AttentionWeights& weights,
+                        const Matrix<Scalar>& x, std::span<const Index> positions) {
+  Latents<Scalar> kv;
+  if (weights.split_kv_a()) {
+    kv = {linear(x, weights.kv_a_proj), linear(x, weights.k_rope_proj)};
+  } else {
+    const Matrix<Scalar> both =
+        linear(x, weights.kv_a_proj_with_mqa, weights.kv_a_proj_with_mqa_bias);
+    kv = {both.leftCols(config.kv_lora_rank), both.rightCols(config.rope_key_width())};
+  }
+  kv.latent = rms_norm<Scalar>(kv.latent, to_matrix<Scalar>(weights.kv_a_layernorm).row(0),
+                               config.kv_a_layernorm_eps);
+  rotate<Scalar>(kv.rope_key, positions, RotaryEmbedding(config), config.rope_interleave);
+  return kv;
+}
+
+/// Keys and values of each head from the latents, ordinary attention, o_proj: [tokens,
+/// hidden_size].
+template <class Scalar>
+Matrix<Scalar> attend(const AttentionConfig& config, const AttentionWeights& weights,
+                      const Queries<Scalar>& query, const Latents<Scalar>& kv,
+                      std::span<const std::uint8_t> mask) {
+  const Index heads = config.num_attention_heads, tokens = kv.latent.rows();
+  const Index nope = config.qk_nope_head_dim, rope = config.qk_rope_head_dim;
+  const Index v = config.v_head_dim;
+  Matrix<Scalar> keys(tokens, heads * nope), values(tokens, heads * v);
+  if (weights.split_kv_b()) {
+    keys = linear(kv.latent, weights.k_b_proj);
+    values = linear(kv.latent, weights.v_b_proj);
+  } else {
+    const Matrix<Scalar> both = linear(kv.latent, weights.kv_b_proj);
+    for (Index h = 0; h < heads; ++h) {
+      keys.middleCols(h * nope, nope) = both.middleCols(h * (nope + v), nope);
+      values.middleCols(h * v, v) = both.middleCols(h * (nope + v) + nope, v);
+    }
+  }
+  Matrix<Scalar> heads_out(tokens, heads * v);
+  for (Index h = 0; h < heads; ++h) {
+    const Index rope_first = config.rope_key_per_head ? h * rope : 0;
+    Matrix<Scalar> q(tokens, nope + rope), k(tokens, nope + rope);
+    q << query.nope.middleCols(h * nope, nope), query.rope.middleCols(h * rope, rope);
+    k << keys.middleCols(h * nope, nope), kv.rope_key.middleCols(rope_first, rope);
+    heads_out.middleCols(h * v, v) = causal_attention<Scalar>(q, k, values.middleCols(h * v, v),
+                                                              Scalar(softmax_scale(config)), mask);
+  }
+  return linear(heads_out, weights.o_proj, weights.o_proj_bias);
+}
+
 /// One layer over a sequence x [tokens, hidden_size].
 ///   positions  [tokens]
 ///   mask       [tokens] 1 for a token, 0 for padding; empty: no padding
@@ -109,68 +201,9 @@ template <class Scalar>
 Result<Scalar> forward(const AttentionConfig& config, const AttentionWeights& weights,
                        const Matrix<Scalar>& x, std::span<const Index> positions,
                        std::span<const std::uint8_t> mask = {}) {
-  const Index heads = config.num_attention_heads, tokens = x.rows();
-  const Index nope = config.qk_nope_head_dim, rope = config.qk_rope_head_dim;
-  const Index rank = config.kv_lora_rank, v = config.v_head_dim;
-  const RotaryEmbedding rotary(config);
-
-  // Queries: compressed, normalised, expanded; the rotary part of each head rotated.
-  Matrix<Scalar> c_q = x;
-  if (config.q_lora_rank > 0) c_q = linear(x, weights.q_a_proj, weights.q_a_proj_bias);
-  if (weights.q_a_layernorm)
-    c_q = rms_norm<Scalar>(c_q, to_matrix<Scalar>(weights.q_a_layernorm).row(0),
-                           config.q_a_layernorm_eps);
-  Matrix<Scalar> q_nope(tokens, heads * nope), q_rope(tokens, heads * rope);
-  if (weights.split_query()) {
-    q_nope = linear(c_q, weights.q_b_nope_proj);
-    q_rope = linear(c_q, weights.q_b_rope_proj);
-  } else {
-    const Matrix<Scalar> q =
-        linear(c_q, config.q_lora_rank > 0 ? weights.q_b_proj : weights.q_proj);
-    for (Index h = 0; h < heads; ++h) {
-      q_nope.middleCols(h * nope, nope) = q.middleCols(h * (nope + rope), nope);
-      q_rope.middleCols(h * rope, rope) = q.middleCols(h * (nope + rope) + nope, rope);
-    }
-  }
-  rotate<Scalar>(q_rope, positions, rotary, config.rope_interleave);
-
-  // Latents and rotary keys: all that a cache keeps.
-  Matrix<Scalar> latent, rope_key;
-  if (weights.split_kv_a()) {
-    latent = linear(x, weights.kv_a_proj);
-    rope_key = linear(x, weights.k_rope_proj);
-  } else {
-    const Matrix<Scalar> kv =
-        linear(x, weights.kv_a_proj_with_mqa, weights.kv_a_proj_with_mqa_bias);
-    latent = kv.leftCols(rank);
-    rope_key = kv.rightCols(config.rope_key_width());
-  }
-  latent = rms_norm<Scalar>(latent, to_matrix<Scalar>(weights.kv_a_layernorm).row(0),
-                            config.kv_a_layernorm_eps);
-  rotate<Scalar>(rope_key, positions, rotary, config.rope_interleave);
-
-  // Keys and values of each head from the latents, then ordinary attention.
-  Matrix<Scalar> keys(tokens, heads * nope), values(tokens, heads * v);
-  if (weights.split_kv_b()) {
-    keys = linear(latent, weights.k_b_proj);
-    values = linear(latent, weights.v_b_proj);
-  } else {
-    const Matrix<Scalar> kv = linear(latent, weights.kv_b_proj);
-    for (Index h = 0; h < heads; ++h) {
-      keys.middleCols(h * nope, nope) = kv.middleCols(h * (nope + v), nope);
-      values.middleCols(h * v, v) = kv.middleCols(h * (nope + v) + nope, v);
-    }
-  }
-  Matrix<Scalar> heads_out(tokens, heads * v);
-  for (Index h = 0; h < heads; ++h) {
-    const Index rope_first = config.rope_key_per_head ? h * rope : 0;
-    Matrix<Scalar> q(tokens, nope + rope), k(tokens, nope + rope);
-    q << q_nope.middleCols(h * nope, nope), q_rope.middleCols(h * rope, rope);
-    k << keys.middleCols(h * nope, nope), rope_key.middleCols(rope_first, rope);
-    heads_out.middleCols(h * v, v) = causal_attention<Scalar>(q, k, values.middleCols(h * v, v),
-                                                              Scalar(softmax_scale(config)), mask);
-  }
-  return {linear(heads_out, weights.o_proj, weights.o_proj_bias), latent, rope_key};
+  const Latents<Scalar> kv = latents(config, weights, x, positions);
+  return {attend(config, weights, queries(config, weights, x, positions), kv, mask), kv.latent,
+          kv.rope_key};
 }
 
 }  // namespace mla::reference

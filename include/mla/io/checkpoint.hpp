@@ -52,7 +52,7 @@ class Checkpoint {
     else
       throw_runtime(path_, ": has neither model.safetensors nor model.safetensors.index.json");
     if (std::filesystem::exists(config))
-      block_size_ = read_weight_block_size(parse_json_file(config), config.string());
+      block_size_ = read_weight_block_size(*JsonDocument(parse_json_file(config)), config.string());
   }
 
   const std::string& path() const noexcept { return path_; }
@@ -104,7 +104,8 @@ class Checkpoint {
   // {"weight_map": {tensor: file}}; the files lie beside the index.
   void add_shards(const std::filesystem::path& index_path) {
     const std::string origin = index_path.string();
-    const nlohmann::json index = parse_json_file(index_path);
+    const JsonDocument document(parse_json_file(index_path));
+    const nlohmann::json& index = *document;
     if (!index.is_object() || !index.contains("weight_map") || !index["weight_map"].is_object())
       throw_runtime(origin, ": must have an object weight_map");
     std::map<std::string, std::size_t> opened;  // file name -> place in files_

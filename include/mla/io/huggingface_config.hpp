@@ -266,7 +266,7 @@ inline HuggingFaceConfig read_huggingface_config(const nlohmann::json& json,
 /// Reads config.json in a model's directory.
 inline HuggingFaceConfig load_huggingface_config(const std::filesystem::path& directory) {
   const auto path = directory / "config.json";
-  return read_huggingface_config(parse_json_file(path), path.string());
+  return read_huggingface_config(*JsonDocument(parse_json_file(path)), path.string());
 }
 
 }  // namespace mla

@@ -10,6 +10,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "mla/core/error.hpp"
@@ -61,6 +62,29 @@ inline nlohmann::json parse_json_file(const std::filesystem::path& path) {
   return parse_json({reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()},
                     file.path());
 }
+
+/// Holds JSON until it is no longer needed. The destructor of nlohmann::json makes a list of what
+/// is left to do, in memory that it allocates, and ends the program where there is none. This one
+/// does without.
+class JsonDocument {
+ public:
+  explicit JsonDocument(nlohmann::json&& json) noexcept : json_(std::move(json)) {}
+  JsonDocument(const JsonDocument&) = delete;
+  JsonDocument& operator=(const JsonDocument&) = delete;
+  ~JsonDocument() { empty(json_); }
+
+  const nlohmann::json& operator*() const noexcept { return json_; }
+
+ private:
+  // From the inside out: what is destroyed has nothing in it.
+  static void empty(nlohmann::json& json) noexcept {
+    if (!json.is_structured()) return;
+    for (nlohmann::json& child : json) empty(child);
+    json.clear();
+  }
+
+  nlohmann::json json_;
+};
 
 /// `value` for an error message: its JSON text, shortened.
 inline std::string json_text(const nlohmann::json& value) {

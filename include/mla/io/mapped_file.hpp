@@ -19,8 +19,12 @@
 namespace mla {
 
 /// A whole file in memory, read-only (POSIX mmap): pages are read when they are first touched and
-/// shared by all processes that map the file. Another process must not shorten it meanwhile, the
-/// system answers the next read beyond its new end with SIGBUS.
+/// shared by all processes that map the file.
+///
+/// Nobody must shorten or overwrite the file meanwhile. The system answers the next read beyond its
+/// new end with the signal SIGBUS, which ends the program; reads before it may see the new content.
+/// To replace a file that may be mapped, write a new one and rename it (ReplacementFile): a mapping
+/// keeps what it had.
 class MappedFile {
  public:
   /// Throws std::runtime_error with the path and the system's reason.

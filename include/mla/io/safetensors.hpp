@@ -132,8 +132,9 @@ class SafetensorsFile {
                     " bytes follow its length");
     const auto text = rest.first(header_bytes);
     const auto data = rest.subspan(header_bytes);
-    const nlohmann::json header =
-        parse_json({reinterpret_cast<const char*>(text.data()), text.size()}, file_.path());
+    const JsonDocument document(
+        parse_json({reinterpret_cast<const char*>(text.data()), text.size()}, file_.path()));
+    const nlohmann::json& header = *document;
     if (!header.is_object() || text.front() != std::byte{'{'})
       throw_runtime(file_.path(), ": header must be a JSON object");
     for (const auto& [name, entry] : header.items()) {
@@ -147,6 +148,8 @@ class SafetensorsFile {
   }
 
   const std::string& path() const noexcept { return file_.path(); }
+  /// The whole file.
+  std::span<const std::byte> bytes() const noexcept { return file_.bytes(); }
 
   /// All tensors by name.
   const std::map<std::string, SafetensorsTensor, std::less<>>& tensors() const noexcept {

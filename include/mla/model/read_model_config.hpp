@@ -160,11 +160,11 @@ inline ModelConfig read_model_config(const nlohmann::json& json,
 /// tokens that end a text are those that it names.
 inline ModelConfig load_model_config(const std::filesystem::path& directory) {
   const auto path = directory / "config.json";
-  ModelConfig model = read_model_config(parse_json_file(path), path.string());
+  ModelConfig model = read_model_config(*JsonDocument(parse_json_file(path)), path.string());
   const auto generation = directory / "generation_config.json";
   if (!std::filesystem::exists(generation)) return model;
-  const nlohmann::json json = parse_json_file(generation);
-  const detail::ConfigReader config(json, generation.string() + ": ");
+  const JsonDocument json(parse_json_file(generation));
+  const detail::ConfigReader config(*json, generation.string() + ": ");
   if (config.find("eos_token_id"))
     model.eos_token_ids = detail::read_eos(config, generation.string());
   return model;

@@ -1,0 +1,233 @@
+#ifndef MLA_IO_CACHE_SNAPSHOT_HPP_
+#define MLA_IO_CACHE_SNAPSHOT_HPP_
+
+#include <algorithm>
+#include <charconv>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <filesystem>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "mla/attention/latent_kv_cache.hpp"
+#include "mla/core/config.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+#include "mla/io/crc32.hpp"
+#include "mla/io/replacement_file.hpp"
+#include "mla/io/safetensors.hpp"
+#include "mla/io/safetensors_writer.hpp"
+
+// A snapshot is a safetensors file with the rows and positions of one or several latent caches:
+//   __metadata__          every field that gives the rows their meaning; all must agree on
+//   restoring caches.<i>.positions  I64 [tokens] caches.<i>.rows       F32, BF16 or F16 [tokens,
+//   kv_lora_rank + rope_key_width], as in the cache crc32                 U32 [1], the last bytes
+//   of the file: the CRC-32 of all bytes before
+
+namespace mla {
+
+namespace detail {
+
+/// Names and values in the order in which they are compared.
+using SnapshotFields = std::vector<std::pair<std::string, std::string>>;
+
+inline std::string field_text(double value) {
+  char text[32];
+  return {text, std::to_chars(text, std::end(text), value).ptr};  // as long as it must be
+}
+
+/// What the rows of a cache depend on besides the weights, which `label` stands for.
+inline SnapshotFields snapshot_fields(const AttentionConfig& config, DType element, Index caches,
+                                      std::string_view label) {
+  const RopeScaling& scaling = config.rope_scaling;
+  SnapshotFields fields = {{"format", "mla latent cache"},
+                           {"version", "1"},
+                           {"label", std::string(label)},
+                           {"element", name_of(element)},
+                           {"caches", std::to_string(caches)},
+                           {"kv_lora_rank", std::to_string(config.kv_lora_rank)},
+                           {"qk_rope_head_dim", std::to_string(config.qk_rope_head_dim)},
+                           {"rope_keys", std::to_string(config.rope_keys())},
+                           {"kv_a_layernorm_eps", field_text(config.kv_a_layernorm_eps)},
+                           {"rope_theta", field_text(config.rope_theta)},
+                           {"rope_interleave", config.rope_interleave ? "true" : "false"},
+                           {"rope_scaling.type", std::string(name_of(scaling.type))}};
+  if (scaling.type == RopeScalingType::none) return fields;
+  fields.emplace_back("rope_scaling.factor", field_text(scaling.factor));
+  if (scaling.type != RopeScalingType::yarn) return fields;
+  fields.emplace_back("rope_scaling.original_max_position_embeddings",
+                      std::to_string(scaling.original_max_position_embeddings));
+  fields.emplace_back("rope_scaling.beta_fast", field_text(scaling.beta_fast));
+  fields.emplace_back("rope_scaling.beta_slow", field_text(scaling.beta_slow));
+  fields.emplace_back("rope_scaling.mscale", field_text(scaling.mscale));
+  fields.emplace_back("rope_scaling.mscale_all_dim", field_text(scaling.mscale_all_dim));
+  return fields;
+}
+
+inline std::string snapshot_tensor(std::size_t cache, const char* what) {
+  return "caches." + std::to_string(cache) + "." + what;
+}
+
+template <StorageElement T>
+void write_snapshot(const std::filesystem::path& path, const SnapshotFields& fields,
+                    std::span<const LatentKVCache<T>* const> caches) {
+  std::vector<SafetensorsSource> tensors;
+  for (std::size_t i = 0; i < caches.size(); ++i)
+    tensors.push_back({snapshot_tensor(i, "positions"),
+                       SafetensorsDType::int64,
+                       {caches[i]->size()},
+                       {std::as_bytes(caches[i]->positions())}});
+  for (std::size_t i = 0; i < caches.size(); ++i) {
+    const PagedRows<T>& rows = caches[i]->rows();
+    auto& tensor = tensors.emplace_back(SafetensorsSource{
+        snapshot_tensor(i, "rows"), *safetensors_dtype_of<T>(), {rows.size(), rows.row_width()}});
+    for (Index row = 0; row < rows.size(); row += PagedRows<T>::kPageRows) {
+      const Index count = std::min(PagedRows<T>::kPageRows, rows.size() - row);
+      tensor.parts.push_back(std::as_bytes(
+          std::span(rows.row(row), static_cast<std::size_t>(count * rows.row_width()))));
+    }
+  }
+  tensors.push_back({"crc32", SafetensorsDType::uint32, {1}, {}});
+
+  const std::string header = safetensors_header(tensors, {fields.begin(), fields.end()});
+  ReplacementFile file(path);
+  Crc32 crc;
+  const auto write = [&](std::span<const std::byte> bytes) {
+    crc.add(bytes);
+    file.write(bytes);
+  };
+  write(std::as_bytes(std::span(header)));
+  for (const SafetensorsSource& tensor : tensors)
+    for (const auto part : tensor.parts) write(part);
+  const std::uint32_t checksum = crc.value();
+  file.write(std::as_bytes(std::span(&checksum, 1)));
+  file.commit();
+}
+
+/// A snapshot that was checked from end to end.
+template <StorageElement T>
+class SnapshotFile {
+ public:
+  /// Throws std::runtime_error naming the file and the field or tensor that is not as it must be.
+  SnapshotFile(const std::filesystem::path& path, const SnapshotFields& fields,
+               std::span<LatentKVCache<T>* const> caches)
+      : file_(path) {
+    check_field("format", fields);  // of another kind or version, the rest has no meaning
+    check_field("version", fields);
+    check_checksum();
+    for (const auto& [name, value] : fields) check_field(name, fields);
+    for (const auto& [name, value] : file_.metadata())
+      if (std::ranges::find(fields, name, &SnapshotFields::value_type::first) == fields.end())
+        fail(name, " is ", value, " in the snapshot, but is no field of this configuration");
+    for (std::size_t i = 0; i < caches.size(); ++i)
+      caches_.push_back(read_cache(i, caches[i]->rows().row_width()));
+    if (file_.tensors().size() != 2 * caches.size() + 1)
+      fail("has ", file_.tensors().size(), " tensors, expected ", 2 * caches.size() + 1);
+  }
+
+  Index tokens(std::size_t cache) const noexcept { return caches_[cache].rows.rows; }
+
+  /// Replaces the content of the caches. Throws std::bad_alloc with all of them as they were.
+  void restore(std::span<LatentKVCache<T>* const> caches) const {
+    for (std::size_t i = 0; i < caches.size(); ++i) caches[i]->reserve(tokens(i));
+    for (std::size_t i = 0; i < caches.size(); ++i) {
+      caches[i]->clear();
+      caches[i]->append_stored(caches_[i].rows, caches_[i].positions);  // there is room
+    }
+  }
+
+  template <class... Parts>
+  [[noreturn]] void fail(const Parts&... parts) const {
+    throw_runtime(file_.path(), ": ", parts...);
+  }
+
+ private:
+  struct CachedTokens {
+    std::span<const Index> positions;  // [tokens]
+    MatrixView<const T> rows;          // [tokens, row width]
+  };
+
+  void check_field(std::string_view name, const SnapshotFields& fields) const {
+    const auto here = std::ranges::find(fields, name, &SnapshotFields::value_type::first);
+    const auto there = file_.metadata().find(name);
+    if (there == file_.metadata().end()) fail("is no snapshot of this kind: ", name, " is missing");
+    if (there->second != here->second)
+      fail(name, " is ", there->second, " in the snapshot, but ", here->second, " here");
+  }
+
+  void check_checksum() const {
+    const std::span<const std::byte> stored =
+        typed_tensor("crc32", SafetensorsDType::uint32, {1}).bytes;
+    const std::span<const std::byte> all = file_.bytes();
+    Crc32 crc;
+    crc.add(all.first(all.size() - stored.size()));
+    const std::uint32_t computed = crc.value();
+    if (std::memcmp(all.data() + all.size() - stored.size(), &computed, stored.size()) != 0)
+      fail("crc32 is not that of the data: the file is damaged");
+  }
+
+  const SafetensorsTensor& typed_tensor(const std::string& name, SafetensorsDType dtype,
+                                        const std::vector<Index>& shape) const {
+    const SafetensorsTensor& tensor = file_.tensor(name);
+    if (tensor.dtype != dtype || tensor.shape != shape)
+      fail("tensor ", name, " is ", name_of(tensor.dtype), " ", shape_text(tensor.shape),
+           ", expected ", name_of(dtype), " ", shape_text(shape));
+    return tensor;
+  }
+
+  CachedTokens read_cache(std::size_t i, Index row_width) const {
+    const std::string name = snapshot_tensor(i, "positions");
+    const std::vector<Index>& shape = file_.tensor(name).shape;
+    if (shape.size() != 1) fail("tensor ", name, " must have one dim, has ", shape_text(shape));
+    const std::span<const Index> positions =
+        typed_tensor(name, SafetensorsDType::int64, shape).template values<std::int64_t>();
+    Index last = -1;
+    for (const Index position : positions) {
+      if (position <= last || position > kMaxPosition)
+        fail("tensor ", name, " must rise up to ", kMaxPosition, ", has ", position, " after ",
+             last);
+      last = position;
+    }
+    const SafetensorsTensor& rows =
+        typed_tensor(snapshot_tensor(i, "rows"), *safetensors_dtype_of<T>(), {shape[0], row_width});
+    return {positions, {rows.template values<T>().data(), shape[0], row_width}};
+  }
+
+  SafetensorsFile file_;
+  std::vector<CachedTokens> caches_;
+};
+
+}  // namespace detail
+
+/// Writes the tokens of `cache`, of a layer with this configuration, to a file. `label` says what
+/// the configuration does not: which weights, which layer. A file that is there is replaced as a
+/// whole or not at all, see ReplacementFile. Throws std::invalid_argument where `cache` does not
+/// fit `config`, and std::runtime_error naming the file.
+template <StorageElement T>
+void save_snapshot(const std::filesystem::path& path, const AttentionConfig& config,
+                   const LatentKVCache<T>& cache, std::string_view label = {}) {
+  require(cache.fits(config), "the cache was made for another configuration");
+  const LatentKVCache<T>* const caches[] = {&cache};
+  detail::write_snapshot<T>(path, detail::snapshot_fields(config, kDTypeOf<T>, 1, label), caches);
+}
+
+/// Replaces the tokens of `cache` by those of a snapshot. What follows is bit by bit as if it was
+/// the cache that was saved. Throws std::invalid_argument where `cache` does not fit `config`, and
+/// std::runtime_error naming the file and the field or tensor when the file is damaged or was saved
+/// from another configuration, element type or label; whatever is thrown, the cache is as it was.
+template <StorageElement T>
+void restore_snapshot(const std::filesystem::path& path, const AttentionConfig& config,
+                      LatentKVCache<T>& cache, std::string_view label = {}) {
+  require(cache.fits(config), "the cache was made for another configuration");
+  LatentKVCache<T>* const caches[] = {&cache};
+  detail::SnapshotFile<T>(path, detail::snapshot_fields(config, kDTypeOf<T>, 1, label), caches)
+      .restore(caches);
+}
+
+}  // namespace mla
+
+#endif  // MLA_IO_CACHE_SNAPSHOT_HPP_
