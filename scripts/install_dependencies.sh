@@ -4,6 +4,7 @@
 #   install_dependencies.sh test     what building and testing with the default compiler needs
 #   install_dependencies.sh fuzz     what scripts/fuzz.sh needs
 #   install_dependencies.sh demo     what the demo needs
+#   install_dependencies.sh has-sanitizers   installs nothing: whether clang 16 and its runtimes are here
 set -euo pipefail
 what=${1:-all}
 
@@ -20,6 +21,7 @@ has_sanitizers() {
   has_tool clang++-16 &&
     [ -e "$(clang++-16 -print-resource-dir)/lib/linux/libclang_rt.fuzzer-$(uname -m).a" ]
 }
+[ "$what" != has-sanitizers ] || { has_sanitizers; exit; }
 # need <package> <check...>: the package, unless the check finds it (from wherever it came).
 need() { "${@:2}" || missing+=("$1"); }
 

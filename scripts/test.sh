@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Builds everything and runs all tests.
-#   scripts/test.sh          with the default compiler, then with clang 16
-#   scripts/test.sh --quick  with the default compiler only
-# The last line says "<number> passed, <number> failed", over both runs.
+#   scripts/test.sh            with the default compiler, then with clang 16 under sanitizers
+#   scripts/test.sh --quick    with the default compiler only
+#   scripts/test.sh PRESET...  those of CMakePresets.json: release, clang, asan, tsan, fuzz, debug
+# The last line says "<number> passed, <number> failed", over all runs.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-quick=false
+presets=("$@") dependencies=all
 case "${1:-}" in
-  "") ;;
-  --quick) quick=true ;;
-  *) sed -n '2,5s/^# //p' "$0"; exit 2 ;;
+  "") presets=(release asan tsan) ;;
+  --quick) presets=(release) dependencies=test ;;
+  -*) sed -n '2,6s/^# //p' "$0"; exit 2 ;;
 esac
 
 passed=0 failed=0
@@ -52,15 +53,17 @@ run() {
   [ "$skipped" -eq 0 ] || echo "$preset: $skipped skipped"
 }
 
-scripts/install_dependencies.sh "$($quick && echo test || echo all)" ||
-  { fail "dependencies are missing"; finish; }
-run release
-if ! $quick; then
-  if command -v clang++-16 >/dev/null; then
+scripts/install_dependencies.sh "$dependencies" || { fail "dependencies are missing"; finish; }
+for preset in "${presets[@]}"; do
+  if [ $# -eq 0 ] && [ "$preset" != release ]; then
+    if ! scripts/install_dependencies.sh has-sanitizers; then
+      echo "No clang++-16 with its sanitizers here: $preset is not run."
+      continue
+    fi
     # Once is enough for what does not depend on the compiler.
-    run clang --label-exclude '^(consumers|source)$'
+    run "$preset" --label-exclude '^(consumers|source)$'
   else
-    echo "No clang++-16 here: not run a second time."
+    run "$preset"
   fi
-fi
+done
 finish
