@@ -2,7 +2,9 @@
 # Installs with apt what is missing; does nothing, quickly, when all is there.
 #   install_dependencies.sh          what the full test run uses
 #   install_dependencies.sh test     what building and testing with the default compiler needs
+#   install_dependencies.sh fuzz     what scripts/fuzz.sh needs
 #   install_dependencies.sh demo     what the demo needs
+#   install_dependencies.sh has-sanitizers   installs nothing: whether clang 16 and its runtimes are here
 set -euo pipefail
 what=${1:-all}
 
@@ -15,6 +17,11 @@ has_header() {
   done <<<"${prefixes//;/:}:"
   return 1
 }
+has_sanitizers() {
+  has_tool clang++-16 &&
+    [ -e "$(clang++-16 -print-resource-dir)/lib/linux/libclang_rt.fuzzer-$(uname -m).a" ]
+}
+[ "$what" != has-sanitizers ] || { has_sanitizers; exit; }
 # need <package> <check...>: the package, unless the check finds it (from wherever it came).
 need() { "${@:2}" || missing+=("$1"); }
 
@@ -25,13 +32,19 @@ need libeigen3-dev has_header eigen3/Eigen/Core
 need nlohmann-json3-dev has_header nlohmann/json.hpp
 need libpcre2-dev has_header pcre2.h
 need pkg-config has_tool pkg-config
-if [ "$what" != demo ]; then
+if [ "$what" = test ] || [ "$what" = all ]; then
   need libgtest-dev has_header gtest/gtest.h
   need libbenchmark-dev has_header benchmark/benchmark.h
 fi
+if [ "$what" = fuzz ]; then
+  need clang-16 has_tool clang++-16
+  need libclang-rt-16-dev has_sanitizers
+fi
 if [ "$what" = all ]; then  # the test run is narrower without these, but it runs
   has_tool clang++-16 || optional+=(clang-16)
+  has_sanitizers || optional+=(libclang-rt-16-dev)
   has_tool clang-format || optional+=(clang-format)
+  has_tool clang-tidy-16 || optional+=(clang-tidy-16)
 fi
 
 if [ ${#missing[@]} -gt 0 ] || [ ${#optional[@]} -gt 0 ]; then

@@ -1,16 +1,14 @@
 #!/usr/bin/env bash
 # Builds everything and runs all tests.
-#   scripts/test.sh          with the default compiler, then with clang 16
-#   scripts/test.sh --quick  with the default compiler only
-# The last line says "<number> passed, <number> failed", over both runs.
+#   scripts/test.sh            with the default compiler, then with clang 16 under its sanitizers
+#   scripts/test.sh --quick    with the default compiler only
+#   scripts/test.sh PRESET...  those of CMakePresets.json: release, clang, asan, tsan, fuzz, debug
+# The last line says "<number> passed, <number> failed", over all runs.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-quick=false
 case "${1:-}" in
-  "") ;;
-  --quick) quick=true ;;
-  *) sed -n '2,5s/^# //p' "$0"; exit 2 ;;
+  -*) [ "$*" = --quick ] || { sed -n '2,6s/^# //p' "$0"; exit 2; } ;;
 esac
 
 passed=0 failed=0
@@ -24,13 +22,15 @@ fail() {
   failed=$((failed + 1))
 }
 
-# run <preset> [ctest options...]: configures, builds and tests. Passed tests are counted, not shown.
+# run <preset> <target> [ctest options...]: configures, builds and tests. Passed tests are counted,
+# not shown.
 run() {
-  local preset=$1 log status total wrong skipped
+  local preset=$1 target=$2 log status total wrong skipped
   log=build/$preset/ctest.log
-  shift
+  shift 2
   echo "== $preset"
-  if ! cmake --preset "$preset" || ! cmake --build --preset "$preset" --parallel "$(nproc)"; then
+  if ! cmake --preset "$preset" ||
+      ! cmake --build --preset "$preset" --target "$target" --parallel "$(nproc)"; then
     fail "$preset: does not build"
     return
   fi
@@ -52,13 +52,24 @@ run() {
   [ "$skipped" -eq 0 ] || echo "$preset: $skipped skipped"
 }
 
-scripts/install_dependencies.sh "$($quick && echo test || echo all)" ||
-  { fail "dependencies are missing"; finish; }
-run release
-if ! $quick; then
-  if command -v clang++-16 >/dev/null; then
-    # Once is enough for what does not depend on the compiler.
-    run clang --label-exclude '^(consumers|source)$'
+what=all
+[ "${1:-}" != --quick ] || what=test
+scripts/install_dependencies.sh $what || { fail "dependencies are missing"; finish; }
+if [ $# -gt 0 ] && [ "$1" != --quick ]; then
+  for preset in "$@"; do run "$preset" all; done
+  finish
+fi
+run release all
+if [ $# -eq 0 ]; then
+  # Once is enough for what does not depend on the compiler.
+  others=(--label-exclude '^(consumers|source)$')
+  if scripts/install_dependencies.sh has-sanitizers; then
+    run asan all "${others[@]}"
+    run tsan all "${others[@]}"
+    run clang test_simd --label-regex '^simd$'  # the kernels as clang optimises them
+  elif command -v clang++-16 >/dev/null; then
+    echo "clang 16 has no sanitizers here: run without them."
+    run clang all "${others[@]}"
   else
     echo "No clang++-16 here: not run a second time."
   fi

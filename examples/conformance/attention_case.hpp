@@ -25,6 +25,7 @@ struct LayerResult {
   RowMajorMatrix latent;  ///< [sequences * tokens, kv_lora_rank] as cached
   RowMajorMatrix k_pe;    ///< [sequences * tokens, rope_key_width] as cached
 
+  LayerResult() = default;
   LayerResult(const AttentionConfig& config, Index rows)
       : output(RowMajorMatrix::Zero(rows, config.hidden_size)),
         latent(RowMajorMatrix::Zero(rows, config.kv_lora_rank)),
@@ -34,10 +35,7 @@ struct LayerResult {
 /// A layer, its input and what must come of it. The file must outlive it.
 struct AttentionCase {
   AttentionCase(const AttentionConfig& config, Index sequences, Index tokens)
-      : config(config),
-        sequences(sequences),
-        tokens(tokens),
-        expected(config, sequences * tokens) {}
+      : config(config), sequences(sequences), tokens(tokens) {}
 
   AttentionConfig config;
   std::string prefix;  ///< "", or "half_split." for the second layer of mla_rope_pair
@@ -133,6 +131,7 @@ inline void read_expected(const CaseFile& file, const std::string& prefix, Atten
   result.expected.k_pe = read(file.contains(k_pe) ? k_pe : "k_pe", tokens, config.rope_key_width());
   const Index outputs = result.last_output - result.first_output;
   const RowMajorMatrix output = read("output", outputs, config.hidden_size);
+  result.expected.output = RowMajorMatrix::Zero(result.rows(), config.hidden_size);
   for (Index s = 0; s < sequences; ++s)
     result.expected.output.middleRows(s * tokens + result.first_output, outputs) =
         output.middleRows(s * outputs, outputs);

@@ -44,14 +44,18 @@ struct RopeSetting {
   RotaryEmbedding rotary;
 };
 
-inline RopeSetting read_setting(const CaseFile& file, const nlohmann::json& json, Index index) {
-  const std::string where = file.path() + ": settings[" + std::to_string(index) + "]";
+inline RopeSetting read_setting(const CaseFile& file, const nlohmann::json& settings, Index place) {
+  const nlohmann::json& json = settings[static_cast<std::size_t>(place)];
+  const std::string where = file.path() + ": settings[" + std::to_string(place) + "]";
   if (!json.is_object()) throw_runtime(where, " must be an object, got ", json_text(json));
   const auto size = [&](const char* key) {
     return json.contains(key) ? json_size(json[key], where + "." + key) : 0;
   };
   RopeSetting setting;
-  setting.index = std::to_string(json.contains("index") ? size("index") : index);
+  const Index index = json.contains("index") ? size("index") : place;
+  if (index >= std::ssize(settings))
+    throw_runtime(where, ".index must be below the ", settings.size(), " settings, got ", index);
+  setting.index = std::to_string(index);
   setting.scaling = read_rope_scaling(field(json, "rope_scaling", where), where + ".rope_scaling");
   setting.rotary = RotaryEmbedding(
       size("dim"), json_number(field(json, "rope_theta", where), where + ".rope_theta"),
@@ -96,7 +100,7 @@ inline Report check_rope_tables(const CaseFile& file) {
       report.checks[place] = std::move(check);
   };
   for (Index i = 0; i < std::ssize(settings); ++i) {
-    const auto setting = detail::read_setting(file, settings[static_cast<std::size_t>(i)], i);
+    const auto setting = detail::read_setting(file, settings, i);
     keep_worst(0, compare_inv_freq(file, "inv_freq." + setting.index, setting.rotary));
     keep_worst(1, detail::compare_scales(file, setting, std::ssize(settings)));
     if (file.contains("cos." + setting.index))

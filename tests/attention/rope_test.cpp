@@ -168,7 +168,8 @@ TEST(Rope, DynamicScalingBeginsBeyondTheTrainedLength) {
 
 TEST(Rope, RefusesDimsWithoutPairsAndScalingThatDoesNotFit) {
   EXPECT_TRUE(refuses([] { RotaryEmbedding(63, 10000.0, {}); }, {"even", "63"}));
-  EXPECT_TRUE(refuses([] { RotaryEmbedding(0, 10000.0, {}); }, {"positive", "0"}));
+  EXPECT_TRUE(refuses([] { RotaryEmbedding(0, 10000.0, {}); }, {"even", "0"}));
+  EXPECT_TRUE(refuses([] { RotaryEmbedding((1 << 24) + 2, 1e4, {}); }, {"16777218"}));
   EXPECT_TRUE(refuses(
       [] {
         RotaryEmbedding(64, 10000.0, {RopeScalingType::linear, 0.25});

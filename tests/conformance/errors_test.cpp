@@ -112,6 +112,34 @@ TEST(Conformance, OtherRopeTablesFail) {
   expect_failed(made, "cos.sin.0");
 }
 
+// A setting of `index` with frequencies of its own, in front of the others.
+EditableCase with_setting(const std::string& index, const std::string& dim) {
+  EditableCase made = golden("rope_tables");
+  made.metadata["settings"].insert(1, R"({"index":)" + index + R"(,"dim":)" + dim +
+                                          R"(,"rope_theta":1e4,"rope_scaling":null},)");
+  made.tensors["inv_freq." + index] = {{1}, {1.0f}};
+  return made;
+}
+
+TEST(Conformance, RopeTablesOfASettingBeyondTheListAreRefused) {
+  const std::string beyond = std::to_string(1 << 20);
+  expect_refused(with_setting(beyond, "2"), {"settings[0].index", beyond});
+}
+
+TEST(Conformance, RopeTablesOfAnAbsurdDimensionAreRefused) {
+  expect_refused(with_setting("0", "9223372036854775806"), {"rotary dimension"});
+}
+
+// Memory for rows of 2^24 numbers is not taken before there are such rows.
+TEST(Conformance, ARankThatNoTensorHasIsRefusedAsAWrongShape) {
+  EditableCase made = golden("v3_mini");
+  std::string& config = made.metadata["config"];
+  const std::string rank = "\"kv_lora_rank\": 32";
+  config.replace(config.find(rank), rank.size(), "\"kv_lora_rank\": 16777216");
+  made.tensors["hidden_states"] = {{100, 1000, 128}, std::vector<float>(100 * 1000 * 128)};
+  expect_refused(made, {"kv_a_proj_with_mqa.weight has shape"});
+}
+
 TEST(Conformance, DamagedGeneratorIsRefused) {
   const EditableCase lesson = golden("tutorial_lesson");
   const auto with = [&](const std::string& from, const std::string& to) {

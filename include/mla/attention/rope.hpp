@@ -72,7 +72,9 @@ inline void apply_yarn(std::vector<double>& inv_freq, Index dim, double theta,
 inline std::vector<double> rope_inv_freq(Index dim, double theta, const RopeScaling& scaling,
                                          Index max_position_embeddings = 0,
                                          Index sequence_length = 0) {
-  require(dim > 0 && dim % 2 == 0, "rotary dimension must be even and positive, got ", dim);
+  constexpr Index kMaxDim = Index{1} << 24;
+  require(dim > 0 && dim <= kMaxDim && dim % 2 == 0,
+          "rotary dimension must be even and between 2 and ", kMaxDim, ", got ", dim);
   const double d = static_cast<double>(dim);
   const double ntk_exponent = dim > 2 ? d / (d - 2.0) : 1.0;
   if (scaling.type == RopeScalingType::ntk) theta *= std::pow(scaling.factor, ntk_exponent);

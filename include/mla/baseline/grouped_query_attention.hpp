@@ -124,7 +124,7 @@ class GroupedQueryAttention {
   template <StorageElement T>
   struct Appended {
     KeyValueCache<T>& cache;
-    Index past;
+    Index past = 0;
     bool kept = false;
     ~Appended() {
       if (!kept) cache.truncate(past);

@@ -64,7 +64,9 @@ struct MatrixView {
     return {data + first, rows, count, stride};
   }
 
-  operator MatrixView<const T>() const noexcept { return {data, rows, cols, stride}; }
+  operator MatrixView<const T>() const noexcept {  // NOLINT(google-explicit-constructor)
+    return {data, rows, cols, stride};
+  }
 };
 
 /// Weights [rows, cols] = [out_features, in_features], row-major and dense as in the checkpoint, of

@@ -168,6 +168,7 @@ class SafetensorsFile {
   /// All names, sorted.
   std::vector<std::string> names() const {
     std::vector<std::string> result;
+    result.reserve(tensors_.size());
     for (const auto& [name, tensor] : tensors_) result.push_back(name);
     return result;
   }
@@ -238,6 +239,7 @@ class SafetensorsFile {
   // Tensors in the order of their data must each begin where the one before ended.
   void check_coverage(std::span<const std::byte> data) const {
     std::vector<const SafetensorsTensor*> order;
+    order.reserve(tensors_.size());
     for (const auto& [name, tensor] : tensors_) order.push_back(&tensor);
     std::ranges::sort(order, {}, [](const SafetensorsTensor* tensor) {
       return std::pair(tensor->bytes.data(), tensor->bytes.size());

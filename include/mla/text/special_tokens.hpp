@@ -30,6 +30,7 @@ struct SpecialTokens {
 namespace detail {
 
 /// The parsed files of a tokenizer; those that there are not are null.
+// NOLINTNEXTLINE(bugprone-exception-escape): nlohmann's own move constructor
 struct TokenizerFiles {
   std::string tokenizer_path;  // of the file itself
   std::string directory;       // with a slash at the end

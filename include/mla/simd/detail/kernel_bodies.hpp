@@ -30,11 +30,13 @@
 #define MLA_SIMD_BASELINE baseline
 #endif
 
-// g++ 12 warns of its own headers: the undefined vectors in avx512fintrin.h (GCC bug 105593).
+// g++ 12 warns of its own headers: the undefined vectors in avx512fintrin.h (GCC bug 105593). And
+// of int constants as sizes of arrays, which clang sees to be positive.
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
 #endif
 
 MLA_UNCONTRACTED_BEGIN
