@@ -45,6 +45,10 @@ if [ "$what" = all ]; then  # the test run is narrower without these, but it run
   has_sanitizers || optional+=(libclang-rt-16-dev)
   has_tool clang-format || optional+=(clang-format)
   has_tool clang-tidy-16 || optional+=(clang-tidy-16)
+  # The tests on 64-bit ARM.
+  has_tool aarch64-linux-gnu-g++ || optional+=(g++-aarch64-linux-gnu)
+  has_tool qemu-aarch64 || optional+=(qemu-user)
+  [ -e /usr/src/googletest/CMakeLists.txt ] || optional+=(googletest)
 fi
 
 if [ ${#missing[@]} -gt 0 ] || [ ${#optional[@]} -gt 0 ]; then
