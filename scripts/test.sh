@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 # Builds everything and runs all tests.
-#   scripts/test.sh            with the default compiler, then with clang 16 under its sanitizers
+#   scripts/test.sh            with the default compiler, with clang 16 under its sanitizers, and for
+#                              64-bit ARM in an emulator
 #   scripts/test.sh --quick    with the default compiler only
-#   scripts/test.sh PRESET...  those of CMakePresets.json: release, clang, asan, tsan, fuzz, debug
+#   scripts/test.sh PRESET...  those of CMakePresets.json: release, clang, asan, tsan, fuzz, aarch64
 # The last line says "<number> passed, <number> failed", over all runs.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
 case "${1:-}" in
-  -*) [ "$*" = --quick ] || { sed -n '2,6s/^# //p' "$0"; exit 2; } ;;
+  -*) [ "$*" = --quick ] || { sed -n '2,7s/^# //p' "$0"; exit 2; } ;;
 esac
 
 passed=0 failed=0
@@ -72,6 +73,12 @@ if [ $# -eq 0 ]; then
     run clang all "${others[@]}"
   else
     echo "No clang++-16 here: not run a second time."
+  fi
+  if command -v aarch64-linux-gnu-g++ >/dev/null && command -v qemu-aarch64 >/dev/null &&
+     [ -e /usr/src/googletest/CMakeLists.txt ]; then
+    run aarch64 all
+  else
+    echo "No cross compiler, emulator or GoogleTest sources for 64-bit ARM here: not run there."
   fi
 fi
 finish
