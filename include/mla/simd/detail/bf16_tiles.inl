@@ -12,7 +12,7 @@ MLA_INLINE Index round_up(Index n, Index step) { return (n + step - 1) / step * 
 
 // 32 elements rounded to nearest even; subnormals become 0.
 MLA_INLINE __m512i round_to_bf16(F32 low, F32 high) {
-  return (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
+  return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v));
 }
 
 MLA_INLINE __mmask32 first_halves(Index n) {
