@@ -23,15 +23,16 @@ fail() {
   failed=$((failed + 1))
 }
 
-# run <preset> <target> [ctest options...]: configures, builds and tests. Passed tests are counted,
+# run <preset> <targets> [ctest options...]: configures, builds and tests. Passed tests are counted,
 # not shown.
 run() {
-  local preset=$1 target=$2 log status total wrong skipped
+  local preset=$1 targets=$2 log status total wrong skipped
   log=build/$preset/ctest.log
   shift 2
   echo "== $preset"
+  # shellcheck disable=SC2086  # targets are words
   if ! cmake --preset "$preset" ||
-      ! cmake --build --preset "$preset" --target "$target" --parallel "$(nproc)"; then
+      ! cmake --build --preset "$preset" --target $targets --parallel "$(nproc)"; then
     fail "$preset: does not build"
     return
   fi
@@ -67,7 +68,8 @@ if [ $# -eq 0 ]; then
   if scripts/install_dependencies.sh has-sanitizers; then
     run asan all "${others[@]}"
     run tsan all "${others[@]}"
-    run clang test_simd --label-regex '^simd$'  # the kernels as clang optimises them
+    # The kernels as clang optimises them.
+    run clang "test_simd mla_unoptimised" --label-regex '^simd$'
   elif command -v clang++-16 >/dev/null; then
     echo "clang 16 has no sanitizers here: run without them."
     run clang all "${others[@]}"
