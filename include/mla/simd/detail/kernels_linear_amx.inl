@@ -44,7 +44,7 @@ inline void copy_tiles(MatrixView<const bfloat16> weight, bfloat16* tiles, Index
 // Brings weights that come next into the caches, some rows at each product of the present ones.
 struct WeightsAhead {
   MatrixView<const bfloat16> weight;
-  Index rows;  // at a step
+  Index rows = 0;  // at a step
   Index next = 0;
 
   MLA_INLINE void step() {
