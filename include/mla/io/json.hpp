@@ -76,8 +76,8 @@ class JsonDocument {
   const nlohmann::json& operator*() const noexcept { return json_; }
 
  private:
-  // From the inside out: what is destroyed has nothing in it. Iterators of arrays and objects do not
-  // throw. NOLINTNEXTLINE(bugprone-exception-escape)
+  // From the inside out: what is destroyed has nothing in it. Iterators of arrays and objects do
+  // not throw. NOLINTNEXTLINE(bugprone-exception-escape)
   static void empty(nlohmann::json& json) noexcept {
     if (!json.is_structured()) return;
     for (nlohmann::json& child : json) empty(child);
