@@ -205,6 +205,8 @@ void generate(const Options& options, const mla::DecoderModel& model,
     mla::programs::complain(
         kName,
         "the context of " + std::to_string(model.max_position_embeddings()) + " tokens is full");
+  // The text ends in no line break of its own, and both may go to the same place.
+  if (options.stats && !options.ids && ::isatty(STDOUT_FILENO) == 0) std::fputc('\n', stderr);
   if (options.stats) print_stats(result, state, model.config().attention, options.model.cache);
 }
 
