@@ -193,6 +193,10 @@ TEST_F(CacheSnapshot, AnotherElementTypeOrLabelIsRefused) {
                       "weights 2"));
 }
 
+TEST_F(CacheSnapshot, ALabelThatIsNotTextIsTheCallersMistake) {
+  EXPECT_THROW(save_snapshot(path_, config_, cache_, "mod\xE8le"), std::invalid_argument);
+}
+
 TEST_F(CacheSnapshot, AnyBitThatFlipsIsNoticed) {
   const std::string good = read_file(path_);
   std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);

@@ -105,6 +105,16 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
   }
 
   template <StorageElement T>
+  void expect_no_rows_and_no_keys_change_nothing() {
+    const AttendCase<T> attend_case(kRowLayouts[6], 2, 64, 13);
+    AttendResult result(2, kRowLayouts[6].value_width);
+    attend_case.run_part(form(), {}, 0, 0, 64, result);
+    attend_case.run_part(form(), {64, 64}, 0, 0, 0, result);
+    for (Index r = 0; r < 2; ++r)
+      EXPECT_TRUE(result.same_row(r, AttendResult(2, kRowLayouts[6].value_width), 0));
+  }
+
+  template <StorageElement T>
   void expect_any_page_size() {
     const std::vector<Index> visible = {300, 65, 200};
     const RowLayout& layout = kRowLayouts[1];
@@ -274,12 +284,8 @@ TEST_P(AttendKernel, ThePageSizeDoesNotChangeASingleBit) {
 }
 
 TEST_P(AttendKernel, NoRowsAndNoKeysChangeNothing) {
-  const AttendCase<float> attend_case(kRowLayouts[6], 2, 64, 13);
-  AttendResult result(2, kRowLayouts[6].value_width);
-  attend_case.run_part(form(), {}, 0, 0, 64, result);
-  attend_case.run_part(form(), {64, 64}, 0, 0, 0, result);
-  for (Index r = 0; r < 2; ++r)
-    EXPECT_TRUE(result.same_row(r, AttendResult(2, kRowLayouts[6].value_width), 0));
+  expect_no_rows_and_no_keys_change_nothing<float>();
+  expect_no_rows_and_no_keys_change_nothing<bfloat16>();
 }
 
 }  // namespace

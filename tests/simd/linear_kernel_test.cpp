@@ -189,6 +189,18 @@ TEST_P(LinearKernel, NoTokensAndNoFeaturesWriteNothing) {
   EXPECT_TRUE(std::isnan(out.at(0, 0)));
 }
 
+TEST_P(LinearKernel, NoInputsGiveZeros) {
+  Random random(5);
+  const GuardedMatrix<float> x(70, 0, random);
+  const GuardedMatrix<bfloat16> weight(3, 0, random);
+  for (Index tokens : {1, 70}) {
+    GuardedMatrix<float> out(tokens, 3);
+    multiply<bfloat16>(x.view().row_range(0, tokens), weight.view(), out.view());
+    for (Index t = 0; t < tokens; ++t)
+      for (Index o = 0; o < 3; ++o) EXPECT_EQ(out.at(t, o), 0.0);
+  }
+}
+
 // Subnormal weights of a quantised checkpoint must not be flushed to zero, but by the instructions
 // for products of bfloat16, which do.
 TEST_P(LinearKernel, SubnormalWeightsCount) {

@@ -23,10 +23,10 @@
 #include "mla/io/safetensors_writer.hpp"
 
 // A snapshot is a safetensors file with the rows and positions of one or several latent caches:
-//   __metadata__          every field that gives the rows their meaning; all must agree on
-//   restoring caches.<i>.positions  I64 [tokens] caches.<i>.rows       F32, BF16 or F16 [tokens,
-//   kv_lora_rank + rope_key_width], as in the cache crc32                 U32 [1], the last bytes
-//   of the file: the CRC-32 of all bytes before
+// - __metadata__: every field that gives the rows their meaning; all must agree on restoring.
+// - caches.<i>.positions: I64 [tokens].
+// - caches.<i>.rows: F32, BF16 or F16 [tokens, kv_lora_rank + rope_key_width], as in the cache.
+// - crc32: U32 [1], the last bytes of the file: the CRC-32 of all bytes before.
 
 namespace mla {
 

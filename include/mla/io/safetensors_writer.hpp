@@ -25,11 +25,17 @@ struct SafetensorsSource {
 };
 
 /// The beginning of a safetensors file, up to its data: that of `tensors` in their order. The data
-/// begins at a multiple of 8 bytes.
+/// begins at a multiple of 8 bytes. Throws std::invalid_argument for text that is not UTF-8.
 inline std::string safetensors_header(
     const std::vector<SafetensorsSource>& tensors,
     const std::map<std::string, std::string, std::less<>>& metadata) {
-  const auto quoted = [](const std::string& text) { return nlohmann::json(text).dump(); };
+  const auto quoted = [](const std::string& text) {
+    try {
+      return nlohmann::json(text).dump();
+    } catch (const nlohmann::json::exception& error) {
+      throw_invalid("a safetensors header holds UTF-8 text: ", error.what());
+    }
+  };
   // By hand: nlohmann::json leaks memory where it cannot get enough for an object.
   std::string text = "{\"__metadata__\":{";
   for (const auto& [name, value] : metadata) {

@@ -88,7 +88,9 @@ inline bool has_amx() noexcept {
 }  // namespace detail
 #endif
 
-/// Whether this machine, and this build, can run the kernels of `isa`.
+/// Whether this machine, and this build, can run the kernels of `isa`. Asking for `amx`, or for the
+/// best with Precision::bfloat16, asks Linux for this process's permission to use its state, which
+/// stays: alternate signal stacks must then be large enough for it (AT_MINSIGSTKSZ).
 inline bool is_supported(Isa isa) noexcept {
 #if defined(__x86_64__)
   __builtin_cpu_init();

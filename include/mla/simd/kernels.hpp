@@ -124,9 +124,12 @@ inline const Kernels& kernels_for(Isa isa) noexcept;
 /// The kernels for this machine, chosen at the first call; MLA_ISA in the environment lowers them.
 /// With Precision::bfloat16 they may be of an instruction set that computes so.
 inline const Kernels& kernels(Precision precision = Precision::float32) noexcept {
-  static const Kernels& exact = kernels_for(default_isa());
+  if (precision == Precision::float32) {
+    static const Kernels& exact = kernels_for(default_isa());
+    return exact;
+  }
   static const Kernels& rounded = kernels_for(default_isa(Precision::bfloat16));
-  return precision == Precision::float32 ? exact : rounded;
+  return rounded;
 }
 
 }  // namespace mla::simd

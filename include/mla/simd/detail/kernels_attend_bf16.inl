@@ -302,6 +302,7 @@ inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows<bfloat
     }
   };
 
+  if (queries.rows == 0) return;
   begin_products();
   for_blocks([&](const Bf16Block& block) {
     start_block(queries, key_width, block, call, keys.value_width, state);

@@ -135,6 +135,11 @@ inline void linear_many(const bfloat16* packed, MatrixView<const bfloat16> weigh
 inline void linear(MatrixView<const float> x, const float* packed,
                    MatrixView<const bfloat16> weight, MatrixView<float> out,
                    float* scratch) noexcept {
+  if (x.cols == 0) {  // there is no block that would begin the sums
+    for (Index t = 0; t < x.rows; ++t)
+      for (Index o = 0; o < weight.rows; ++o) out(t, o) = 0.0f;
+    return;
+  }
   const AmxBlocks blocks = {scratch, reinterpret_cast<bfloat16*>(scratch + AmxBlocks::kSums)};
   const bool few = x.rows <= AmxBlocks::kFewTokens;
   const Index most = few ? AmxBlocks::kFewOutputs : AmxBlocks::kOutputs;
