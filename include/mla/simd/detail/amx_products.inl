@@ -26,13 +26,6 @@ MLA_INLINE void set_tiles(Index columns0, Index columns1) {
   _tile_loadconfig(&shapes);
 }
 
-// From tile to tile, in elements, and from row to row within one.
-struct TileSteps {
-  Index depth;   // along the reduction
-  Index side;    // along the rows of A, the columns of B
-  Index stride;  // rows of a tile
-};
-
 // C (+)= A * B for a grid of kA x kB tiles over `steps` tiles of the reduction.
 template <int kA, int kB>
 MLA_INLINE void multiply_grid(const bfloat16* a, const TileSteps& as, const bfloat16* b,

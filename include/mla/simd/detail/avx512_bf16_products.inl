@@ -8,13 +8,6 @@ MLA_INLINE F32 dot(F32 sum, __m512i x, __m512i y) {
   return sum;
 }
 
-// From tile to tile, in elements, and from row to row within one.
-struct TileSteps {
-  Index depth;   // along the reduction
-  Index side;    // along the rows of A, the columns of B
-  Index stride;  // rows of a tile
-};
-
 // C = A * B, or C += A * B, for a grid of kA x kB tiles over `steps` tiles of the reduction. Lanes
 // are columns; half a tile of rows is in registers at a time.
 template <int kA, int kB>

@@ -79,6 +79,8 @@ namespace bf16 {
 inline constexpr Isa kIsa = Isa::avx512_bf16;
 #include "mla/simd/detail/bf16_tiles.inl"
 //
+#include "mla/simd/detail/avx512_bf16_packing.inl"
+//
 #include "mla/simd/detail/avx512_bf16_products.inl"
 //
 #include "mla/simd/detail/kernels_attend_bf16.inl"
@@ -94,6 +96,8 @@ namespace avx512 {
 namespace amx {
 inline constexpr Isa kIsa = Isa::amx;
 #include "mla/simd/detail/bf16_tiles.inl"
+//
+#include "mla/simd/detail/avx512_bf16_packing.inl"
 //
 #include "mla/simd/detail/amx_products.inl"
 //

@@ -1,18 +1,7 @@
-// attend_many() over a cache of bfloat16 by dot products of bfloat16: as in kernels_attend_many.inl
-// the lanes of scores and softmax are rows, 32 to a block. Queries, and weights after the softmax,
-// are rounded to bfloat16; scores, sums and results are float32. Needs bf16_tiles.inl and
-// multiply().
-
-// Keys that share a maximum. A page is 64; the results are loaded and stored once for all.
-inline constexpr Index kSpanKeys = 256;
-// From 16 dimensions of the values to the next 16, in elements: a cache line more than a power of
-// two, which would crowd few sets.
-inline constexpr Index kValueTiles = kSpanKeys * kTileSide + kTileDepth;
-
-// Row k of the sequence.
-MLA_INLINE const bfloat16* key_row(const KeyValueRows<bfloat16>& keys, Index k) {
-  return keys.pages[k / keys.page_rows] + k % keys.page_rows * keys.row_stride;
-}
+// attend_many() over a cache of bfloat16 by products of bfloat16: as in kernels_attend_many.inl the
+// lanes of scores and softmax are rows, kBlockRows to a block. Queries, and weights after the
+// softmax, are rounded to bfloat16; scores, sums and results are float32. Needs bf16_tiles.inl, the
+// functions that make tiles, and multiply().
 
 // Brings the keys of the next span into the caches, some rows at each product of the present one.
 struct KeysAhead {
@@ -22,7 +11,7 @@ struct KeysAhead {
   MLA_INLINE void step() {
     for (const Index stop = next + rows < end ? next + rows : end; next < stop; ++next) {
       const bfloat16* const row = key_row(keys, next);
-      for (Index i = 0; i < keys.row_stride; i += kTileDepth) _mm_prefetch(row + i, _MM_HINT_T1);
+      for (Index i = 0; i < keys.row_stride; i += kTileDepth) __builtin_prefetch(row + i, 0, 2);
     }
   }
 };
@@ -32,9 +21,9 @@ struct Bf16Attend {
   Index depth;        // key width in whole tiles
   Index value_tiles;  // tiles of 16 that a value takes
   Index key_stride;   // an odd number of cache lines: rows of a tile fall into different sets
-  bfloat16* keys;     // [kSpanKeys][key_stride], 0 from the key width on
-  bfloat16* values;   // [value_tiles], kValueTiles apart: [kSpanKeys / 2][16][2], pairs of keys
-  bfloat16* weights;  // [2][kSpanKeys / 32] A tiles of a block's rows
+  bfloat16* keys;     // [kSpanKeys][key_stride], rows of A tiles, 0 from the key width on
+  bfloat16* values;   // [value_tiles], kValueTiles apart: [kSpanKeys / 32] B tiles
+  bfloat16* weights;  // [kBlockRows / 16][kSpanKeys / 32] A tiles of a block's rows
   float* spare;       // results of a block
   float* blocks;      // for each block: maximum, sum, queries, results
 
@@ -70,16 +59,19 @@ struct Bf16Attend {
   }
 };
 
+inline constexpr Index kBlockStrips = kBlockRows / kTileSide;
+static_assert(kBlockStrips == 1 || kBlockStrips == 2);
+
 // Rows [first, + rows) of the queries.
 struct Bf16Block {
   Index first;
   Index rows;
   float* maximum;     // [kBlockRows]
   float* sum;         // [kBlockRows]
-  bfloat16* queries;  // [2][depth / 32] B tiles
-  float* results;     // [2][value_tiles] C tiles
+  bfloat16* queries;  // [kBlockRows / 16][depth / 32] B tiles
+  float* results;     // [kBlockRows / 16][value_tiles] C tiles
 
-  Index strips() const { return rows <= kTileSide ? 1 : 2; }
+  Index strips() const { return rows <= kTileSide ? 1 : kBlockStrips; }
 };
 
 inline void start_block(const QueryRows& queries, Index key_width, const Bf16Block& block,
@@ -92,17 +84,14 @@ inline void start_block(const QueryRows& queries, Index key_width, const Bf16Blo
     const Index first = block.first + strip * kTileSide;
     const Index left = block.first + block.rows - first;
     const Index rows = left < kTileSide ? left : kTileSide;
-    pack_columns(rows, key_width, kTileSide, block.queries + strip * kTileSide * call.depth,
-                 [&](Index r, Index i) {
-                   return load_rounded(queries.data + (first + r) * queries.stride, i, key_width);
-                 });
+    pack_columns({queries.data + first * queries.stride, rows, key_width, queries.stride},
+                 block.queries + strip * kTileSide * call.depth);
     float* tile = block.results + strip * kTileSide * kTileSide * call.value_tiles;
     for (Index c = 0; c < value_width; c += kTileSide)
-      for (Index r = 0; r < kTileSide; ++r, tile += kTileSide) {
-        const float* row = state.out + (first + r) * state.out_stride + c;
-        store(tile, r >= rows                      ? zero()
-                    : c + kTileSide <= value_width ? load(row)
-                                                   : load_first(row, value_width - c));
+      for (Index r = 0; r < kTileSide; ++r) {
+        const float* row = state.out + (first + r) * state.out_stride;
+        for (Index i = 0; i < kTileSide; i += kLanes, tile += kLanes)
+          store(tile, r < rows ? load_within(row, c + i, value_width) : zero());
       }
   }
 }
@@ -115,76 +104,14 @@ inline void finish_block(const Bf16Block& block, const Bf16Attend& call, Index v
     const float* from = block.results + r / kTileSide * kTileSide * kTileSide * call.value_tiles +
                         r % kTileSide * kTileSide;
     float* to = state.out + (block.first + r) * state.out_stride;
-    for (Index c = 0; c < value_width; c += kTileSide, from += kTileSide * kTileSide)
-      if (c + kTileSide <= value_width)
-        store(to + c, load(from));
+    for (Index c = 0; c < value_width; c += kLanes) {
+      const F32 result = load(from + c / kTileSide * kTileSide * kTileSide + c % kTileSide);
+      if (c + kLanes <= value_width)
+        store(to + c, result);
       else
-        store_first(to + c, load(from), value_width - c);
-  }
-}
-
-// Keys [first, + count) of the sequence to call.keys.
-inline void pack_keys(const KeyValueRows<bfloat16>& keys, Index first, Index count,
-                      const Bf16Attend& call) {
-  const Index width = keys.key_width + keys.tail_width;
-  for (Index k = 0; k < round_up(count, kTileSide); ++k) {
-    bfloat16* const to = call.keys + k * call.key_stride;
-    const auto copy = [&](const bfloat16* from, Index n, Index at) {
-      for (Index i = 0; i < n; i += kTileDepth)
-        _mm512_mask_storeu_epi16(to + at + i, first_halves(n - i), load_halves(from, i, n));
-    };
-    if (k < count) {
-      const bfloat16* const row = key_row(keys, first + k);
-      copy(row + keys.key_offset, keys.key_width, 0);
-      copy(row + keys.tail_offset, keys.tail_width, keys.key_width);
-    }
-    for (Index i = k < count ? width : 0; i < call.depth; ++i) to[i] = bfloat16::from_bits(0);
-  }
-}
-
-// Values of keys [first, + count) to call.values, as pairs of keys. Returns whether all are finite.
-inline bool pack_values(const KeyValueRows<bfloat16>& keys, Index first, Index count,
-                        const Bf16Attend& call) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
-                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
-  const __m512i high = _mm512_or_si512(low, _mm512_set1_epi16(16));
-  const __m512i exponent = _mm512_set1_epi16(0x7f80);
-  __mmask32 infinite = 0;
-  for (Index k = 0; k < round_up(count, kTileDepth); k += 2) {
-    const Index width = keys.value_width;
-    const bfloat16* row0 = k < count ? key_row(keys, first + k) + keys.value_offset : nullptr;
-    const bfloat16* row1 =
-        k + 1 < count ? key_row(keys, first + k + 1) + keys.value_offset : nullptr;
-    bfloat16* to = call.values + k * kTileSide;
-    for (Index i = 0; i < width; i += kTileDepth, to += 2 * kValueTiles) {
-      const __m512i a = row0 ? load_halves(row0, i, width) : _mm512_setzero_si512();
-      const __m512i b = row1 ? load_halves(row1, i, width) : _mm512_setzero_si512();
-      infinite |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(a, exponent), exponent) |
-                  _mm512_cmpeq_epi16_mask(_mm512_and_si512(b, exponent), exponent);
-      _mm512_storeu_si512(to, _mm512_permutex2var_epi16(a, low, b));
-      if (i + kTileSide < width)
-        _mm512_storeu_si512(to + kValueTiles, _mm512_permutex2var_epi16(a, high, b));
+        store_first(to + c, result, value_width - c);
     }
   }
-  return infinite == 0;
-}
-
-// Weights of keys [0, count) of a block, [keys][kBlockRows], to A tiles of its rows.
-inline void pack_weights(const float (*weights)[kBlockRows], Index count, const Bf16Block& block,
-                         const Bf16Attend& call) {
-  const __m512i pairs = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24,
-                                         8, 23, 7, 22, 6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-  for (Index strip = 0; strip < block.strips(); ++strip)
-    for (Index k = 0; k < count; k += kTileDepth) {
-      __m512i v[kTileSide];
-      MLA_UNROLL (i, kTileSide) {
-        const float* even = weights[k + 2 * i] + strip * kTileSide;
-        v[i] = _mm512_permutexvar_epi16(pairs, round_to_bf16(load(even), load(even + kBlockRows)));
-      }
-      transpose(v);
-      bfloat16* const tile = call.weights + strip * kTileSide * kSpanKeys + k * kTileSide;
-      MLA_UNROLL (r, kTileSide) _mm512_storeu_si512(tile + r * kTileDepth, v[r]);
-    }
 }
 
 // scores[k][row] of `count` keys, in whole tiles.
@@ -193,7 +120,7 @@ inline void score_products(Index count, const Bf16Block& block, const Bf16Attend
   const TileSteps keys = {kTileDepth, kTileSide * call.key_stride, call.key_stride};
   const TileSteps queries = {kTileSide * kTileDepth, kTileSide * call.depth, kTileDepth};
   const TileSteps rows = {0, kTileSide * kBlockRows, kBlockRows};
-  for_tiles<2>(block.strips(), [&](auto columns, Index strip) {
+  for_tiles<kBlockStrips>(block.strips(), [&](auto columns, Index strip) {
     for_tiles<2>(round_up(count, kTileSide) / kTileSide, [&](auto key_tiles, Index k) {
       ahead.step();
       multiply<key_tiles.value, columns.value>(
@@ -211,7 +138,7 @@ inline void value_products(Index count, const Bf16Block& block, const Bf16Attend
   const TileSteps values = {kTileSide * kTileDepth, kValueTiles, kTileDepth};
   const Index tile = kTileSide * kTileSide;
   const TileSteps rows = {0, tile * call.value_tiles, kTileSide};
-  for_tiles<2>(block.strips(), [&](auto strips, Index strip) {
+  for_tiles<kBlockStrips>(block.strips(), [&](auto strips, Index strip) {
     for_tiles<2>(call.value_tiles, [&](auto columns, Index column) {
       ahead.step();
       multiply<strips.value, columns.value>(
@@ -228,7 +155,8 @@ MLA_INLINE void for_result_vectors(float* results, Index r, const Bf16Attend& ca
                                    const Body& body) {
   const Index tile = kTileSide * kTileSide;
   float* row = results + r / kTileSide * tile * call.value_tiles + r % kTileSide * kTileSide;
-  for (Index c = 0; c < call.value_tiles; ++c, row += tile) body(row);
+  for (Index c = 0; c < call.value_tiles; ++c, row += tile)
+    for (Index i = 0; i < kTileSide; i += kLanes) body(row + i);
 }
 
 // What value_products() must not do where a value is infinite or NaN and some row may not see it: 0
@@ -239,7 +167,7 @@ inline void guarded_value_products(const KeyValueRows<bfloat16>& keys, Index fir
   const Index floats = Bf16Attend::results_of(keys.value_width);
   for (Index r = 0, end; r < block.rows; r = end) {
     for (end = r + 1; end < block.rows && seen[end] == seen[r];) ++end;
-    pack_values(keys, first, seen[r], call);
+    pack_values(keys, first, seen[r], call.values);
     for (Index i = 0; i < floats; i += kLanes) store(call.spare + i, load(block.results + i));
     value_products(seen[r], block, call, ahead, call.spare);
     for (Index row = r; row < end; ++row)
@@ -247,7 +175,7 @@ inline void guarded_value_products(const KeyValueRows<bfloat16>& keys, Index fir
         store(result, load(call.spare + (result - block.results)));
       });
   }
-  pack_values(keys, first, count, call);
+  pack_values(keys, first, count, call.values);
 }
 
 // One block over keys [first, + count), which are packed.
@@ -275,7 +203,7 @@ inline void attend_block(const QueryRows& queries, const Bf16Block& block,
                 factor);
   for (Index k = most; k < round_up(most, kTileDepth); ++k)
     for (Index r = 0; r < kBlockRows; ++r) scores[k][r] = 0.0f;
-  pack_weights(scores, most, block, call);
+  pack_weights(scores, most, block.strips(), call.weights);
   for (Index r = 0; r < block.rows; ++r)
     if (factor[r] != 1.0f)
       for_result_vectors(block.results, r, call,
@@ -309,11 +237,11 @@ inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows<bfloat
   });
   for (Index first = 0; first < keys.count; first += kSpanKeys) {
     const Index count = keys.count - first < kSpanKeys ? keys.count - first : kSpanKeys;
-    pack_keys(keys, first, count, call);
-    const bool finite = pack_values(keys, first, count, call);
+    pack_keys(keys, first, count, call.depth, call.key_stride, call.keys);
+    const bool finite = pack_values(keys, first, count, call.values);
     const Index after = keys.count - first - count;
     const Index blocks = (queries.rows + kBlockRows - 1) / kBlockRows;
-    const Index products = blocks * (kSpanKeys / kBlockRows + (call.value_tiles + 1) / 2);
+    const Index products = blocks * (kSpanKeys / (2 * kTileSide) + (call.value_tiles + 1) / 2);
     KeysAhead ahead = {keys, first + count, first + count + (after < kSpanKeys ? after : kSpanKeys),
                        (kSpanKeys + products - 1) / products};
     for_blocks([&](const Bf16Block& block) {

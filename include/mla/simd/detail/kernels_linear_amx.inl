@@ -9,9 +9,8 @@ inline Index packed_floats(Index tokens, Index in) noexcept {
 inline void pack(MatrixView<const float> x, float* packed) noexcept {
   for (Index t = 0; t < x.rows; t += kTileSide) {
     const Index tokens = x.rows - t < kTileSide ? x.rows - t : kTileSide;
-    pack_columns(tokens, x.cols, tokens,
-                 reinterpret_cast<bfloat16*>(packed + packed_floats(t, x.cols)),
-                 [&](Index r, Index i) { return load_rounded(x.row(t + r), i, x.cols); });
+    pack_columns(x.row_range(t, tokens),
+                 reinterpret_cast<bfloat16*>(packed + packed_floats(t, x.cols)), tokens);
   }
 }
 
