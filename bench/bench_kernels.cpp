@@ -2,7 +2,8 @@
 // as fractions of the peak of their products and of the read bandwidth, measured in the same run.
 // docs/performance.md explains the numbers.
 //
-// Arguments are named in the output. isa: 0 scalar, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx, 5 neon.
+// Arguments are named in the output. isa: 0 scalar, 1 avx2, 2 avx512, 3 avx512_bf16, 4 amx, 5 neon,
+// 6 neon_bf16.
 // type, of the cache or of the weights: 0 f32, 1 bf16, 2 f16. of_peak compares with the products of
 // that isa in registers, of_bf16 with VDPBF16PS where there is one; a thread's peak times the
 // number of threads.

@@ -44,8 +44,8 @@ constexpr const char* kUsage =
     "  --threads N     (1)\n"
     "  --mode MODE     absorbed, decompressed or automatic attention (automatic)\n"
     "  --cache TYPE    elements of the latent cache: f32, bf16 or f16 (f32)\n"
-    "  --isa ISA       kernels: scalar, avx2, avx512, neon, avx512_bf16, amx (the best of this\n"
-    "                  machine that computes in float32)\n"
+    "  --isa ISA       kernels: scalar, avx2, avx512, neon, avx512_bf16, amx, neon_bf16 (the\n"
+    "                  best of this machine that computes in float32)\n"
     "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
 
 struct Options {

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Instructions that need more than the baseline of x86-64 are in the kernels of the instruction set
-# that allows them, and nowhere else: a program that was built without -m flags runs everywhere.
+# Instructions that need more than the baseline of x86-64 or AArch64 are in the kernels of the
+# instruction set that allows them, and nowhere else: a program that was built without -m flags runs everywhere.
 #   disassembly.sh <objdump> <object file or program>...
 # Names are left mangled: objdump gives up demangling the longest, and a mangled name begins with
 # its namespace even where template arguments name others.
@@ -27,7 +27,17 @@ for file in "$@"; do
       never["avx512_bf16"] = bmi "|" newer "|" tiles
       allowed["amx"] = "tdpbf16ps"
       never["amx"] = bmi "|" newer
-      never["baseline"] = "^v|^k[a-z]+[bwdq] |mm(1[6-9]|2[0-9]|3[01])|[yz]mm|" bmi "|" tiles
+      arm_newer = "^(bf(mmla|dot|mlal|cvt)|[su]+(mmla|dot)|sqrdml|fc(mla|add)|crc32|cas|swp|" \
+                  "ld(add|clr|eor|set|[su](max|min)))"
+      sve = "[^a-z]z[0-9]+\\.[bhsd]"
+      inside["neon"] = "4neon"
+      inside["neon_bf16"] = "4neon4bf16"
+      allowed["neon"] = "^fmla"
+      never["neon"] = arm_newer "|" sve
+      allowed["neon_bf16"] = "^bfmmla"
+      never["neon_bf16"] = sve
+      never["baseline"] = "^v|^k[a-z]+[bwdq] |mm(1[6-9]|2[0-9]|3[01])|[yz]mm|" bmi "|" tiles "|" \
+                          arm_newer "|" sve
     }
     /^[0-9a-f]+ <.*>:$/ {
       name = $2
@@ -54,7 +64,7 @@ for file in "$@"; do
       for (t in allowed)
         if (!seen[t] && functions[t]) { print "no " allowed[t] " in " t; failures++ }
       printf "%s: %d functions", file, functions["baseline"]
-      for (t in allowed) printf ", %d of %s", functions[t], t
+      for (t in inside) if (functions[t]) printf ", %d of %s", functions[t], t
       printf ", %d out of place\n", failures
       exit failures > 0 || functions["baseline"] == 0
     }' || failed=1

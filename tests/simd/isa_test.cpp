@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include <cstdlib>
+#include <fstream>
 #include <optional>
 #include <string>
 #include <vector>
@@ -52,9 +53,32 @@ TEST(Isa, ScalarRunsEverywhere) {
 
 TEST(Isa, NeonRunsOnEveryAArch64AndNowhereElse) {
 #if defined(__aarch64__)
-  EXPECT_EQ(supported_isas(), (std::vector{Isa::scalar, Isa::neon}));
+  EXPECT_EQ(supported_isas(Precision::float32), (std::vector{Isa::scalar, Isa::neon}));
 #else
   EXPECT_FALSE(simd::is_supported(Isa::neon));
+#endif
+}
+
+#if defined(__aarch64__) && defined(__linux__)
+// What the kernel says of the processor, from the file and not from the C library.
+unsigned long second_hardware_capabilities() {
+  std::ifstream file("/proc/self/auxv", std::ios::binary);
+  constexpr unsigned long kHwcap2 = 26;
+  unsigned long entry[2] = {};
+  while (file.read(reinterpret_cast<char*>(entry), sizeof(entry)))
+    if (entry[0] == kHwcap2) return entry[1];
+  return 0;
+}
+#endif
+
+TEST(Isa, NeonBf16RunsWhereTheSystemReportsTheInstructionsAndNowhereElse) {
+#if defined(__aarch64__) && defined(__linux__)
+  const bool reported = (second_hardware_capabilities() >> 14 & 1) != 0;  // "bf16" in cpuinfo
+  EXPECT_EQ(simd::is_supported(Isa::neon_bf16), reported);
+  EXPECT_EQ(simd::best_isa(Precision::bfloat16), reported ? Isa::neon_bf16 : Isa::neon);
+  EXPECT_EQ(simd::best_isa(), Isa::neon);
+#elif !defined(__aarch64__)
+  EXPECT_FALSE(simd::is_supported(Isa::neon_bf16));
 #endif
 }
 

@@ -2,6 +2,7 @@
 #define MLA_SIMD_ISA_HPP_
 
 #include <array>
+#include <cstddef>
 #include <cstdlib>
 #include <optional>
 #include <string_view>
@@ -11,6 +12,12 @@
 #if defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
+#elif defined(__aarch64__)
+#if defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 #endif
 
@@ -24,21 +31,24 @@ enum class Isa {
   avx512_bf16,  ///< and dot products of bfloat16 (VDPBF16PS)
   amx,          ///< and tiles of them (AMX-TILE, AMX-BF16)
   neon,         ///< AArch64, every one of which has it
+  neon_bf16,    ///< and products of bfloat16 (BFMMLA)
 };
 
-inline constexpr std::array kAllIsas = {Isa::scalar,      Isa::avx2, Isa::avx512,
-                                        Isa::avx512_bf16, Isa::amx,  Isa::neon};
+inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512,   Isa::avx512_bf16,
+                                        Isa::amx,    Isa::neon, Isa::neon_bf16};
 
 /// How products with weights or a cache of bfloat16 are computed.
 enum class Precision {
   float32,   ///< bfloat16 widened, which is exact; products and sums in float32
-  bfloat16,  ///< the other factor rounded to bfloat16, sums in float32, subnormals are 0
+  bfloat16,  ///< the other factor rounded to bfloat16, sums in float32, subnormals are 0; sums are
+             ///< rounded as the instructions do it, to nearest or (BFMMLA) to odd
 };
 
 /// The arithmetic of an instruction set's kernels for bfloat16. Weights and caches of float32 and
 /// float16 are computed in float32 by all.
 constexpr Precision precision_of(Isa isa) noexcept {
-  return isa == Isa::avx512_bf16 || isa == Isa::amx ? Precision::bfloat16 : Precision::float32;
+  const bool rounds = isa == Isa::avx512_bf16 || isa == Isa::amx || isa == Isa::neon_bf16;
+  return rounds ? Precision::bfloat16 : Precision::float32;
 }
 
 constexpr std::string_view name_of(Isa isa) noexcept {
@@ -53,6 +63,8 @@ constexpr std::string_view name_of(Isa isa) noexcept {
       return "amx";
     case Isa::neon:
       return "neon";
+    case Isa::neon_bf16:
+      return "neon_bf16";
     default:
       return "scalar";
   }
@@ -80,6 +92,24 @@ inline bool has_amx() noexcept {
            syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
   }();
   return granted;
+#else
+  return false;
+#endif
+}
+
+}  // namespace detail
+#elif defined(__aarch64__)
+namespace detail {
+
+// FEAT_BF16, as the system tells: the register that says so is not for programs to read.
+inline bool has_neon_bf16() noexcept {
+#if defined(__linux__)
+  constexpr unsigned long kBf16 = 1ul << 14;  // HWCAP2_BF16, which older headers do not have
+  return (getauxval(AT_HWCAP2) & kBf16) != 0;
+#elif defined(__APPLE__)
+  int there = 0;
+  std::size_t size = sizeof(there);
+  return sysctlbyname("hw.optional.arm.FEAT_BF16", &there, &size, nullptr, 0) == 0 && there != 0;
 #else
   return false;
 #endif
@@ -114,6 +144,7 @@ inline bool is_supported(Isa isa) noexcept {
   }
 #elif defined(__aarch64__)
   if (isa == Isa::neon) return true;
+  if (isa == Isa::neon_bf16) return detail::has_neon_bf16();
 #endif
   return isa == Isa::scalar;
 }

@@ -118,6 +118,24 @@ inline constexpr Isa kIsa = Isa::neon;
 #include "mla/simd/detail/kernels.inl"
 }  // namespace neon
 
+MLA_REGION_BEGIN("arch=armv8.2-a+bf16")
+namespace neon {
+namespace bf16 {
+inline constexpr Isa kIsa = Isa::neon_bf16;
+#include "mla/simd/detail/bf16_tiles.inl"
+//
+#include "mla/simd/detail/neon_bf16_packing.inl"
+//
+#include "mla/simd/detail/neon_bf16_products.inl"
+//
+#include "mla/simd/detail/kernels_attend_bf16.inl"
+#include "mla/simd/detail/kernels_linear_neon_bf16.inl"
+//
+#include "mla/simd/detail/kernels_bf16.inl"
+}  // namespace bf16
+}  // namespace neon
+MLA_REGION_END
+
 #endif  // __aarch64__
 
 }  // namespace MLA_SIMD_BASELINE
@@ -148,6 +166,8 @@ inline
 #elif defined(__aarch64__)
     case Isa::neon:
       return neon::kKernels;
+    case Isa::neon_bf16:
+      return neon::bf16::kKernels;
 #endif
     default:
       return scalar::kKernels;

@@ -1,5 +1,7 @@
-// The table of an instruction set with dot products of bfloat16: the kernels of the set below, but
+// The table of an instruction set with products of bfloat16: the kernels of the set around it, but
 // for products with weights and caches of bfloat16.
+
+inline constexpr const Kernels& kFloat32Kernels = kKernels;
 
 constexpr Kernels with_bf16_products(Kernels kernels) {
   kernels.isa = kIsa;
@@ -13,4 +15,4 @@ constexpr Kernels with_bf16_products(Kernels kernels) {
   return kernels;
 }
 
-inline constexpr Kernels kKernels = with_bf16_products(avx512::kKernels);
+inline constexpr Kernels kKernels = with_bf16_products(kFloat32Kernels);
