@@ -137,53 +137,18 @@ class AttendCase {
     kernels.attend_many(queries, keys, scale(), result.state(), scratch.data());
   }
 
-  /// Softmax attention of one row over its first `visible` >= 1 keys, in double.
-  struct Attention {
-    std::vector<double> out;  // [value_width]
-    double log_sum_exp = 0.0;
-    double logit_bound = 0.0;
-    double bound = 0.0;  // how far the kernel may be from it
-  };
-  Attention expected(Index row, Index visible,
-                     simd::Precision precision = simd::Precision::float32) {
-    std::vector<double> logits;
-    double peak = -std::numeric_limits<double>::infinity(), logit_bound = 0.0, largest = 0.0;
-    const double scale = static_cast<double>(this->scale());
-    for (Index k = 0; k < visible; ++k) {
-      const T* key = key_row(k);
-      const Expected dot = expected_dot(
-          layout_.key_width + layout_.tail_width, [&](Index i) { return queries_.at(row, i); },
-          [&](Index i) {
-            return element(key, i < layout_.key_width
-                                    ? layout_.key_offset + i
-                                    : layout_.tail_offset + i - layout_.key_width);
-          });
-      logits.push_back(scale * dot.value);
-      peak = std::max(peak, logits.back());
-      // Scaling, taking off the maximum and the constants round by 2^-24 of the logit each.
-      logit_bound = std::max(logit_bound,
-                             scale * dot.bound_of(precision) + std::abs(logits.back()) * 0x1p-21);
-      for (Index c = 0; c < layout_.value_width; ++c)
-        largest = std::max(largest, std::abs(element(key, layout_.value_offset + c)));
-    }
-    Attention attention{std::vector<double>(static_cast<std::size_t>(layout_.value_width))};
-    double sum = 0.0;
-    for (Index k = 0; k < visible; ++k) {
-      const double p = std::exp(logits[static_cast<std::size_t>(k)] - peak);
-      sum += p;
-      for (std::size_t c = 0; c < attention.out.size(); ++c)
-        attention.out[c] += p * element(key_row(k), layout_.value_offset + static_cast<Index>(c));
-    }
-    for (double& value : attention.out) value /= sum;
-    attention.log_sum_exp = peak + std::log(sum);
-    // A weight is off by the error of its logit and 2e-7 of exp2, above and below the fraction; the
-    // sums over keys round at random, which adds up as the root of their number.
-    attention.bound = largest * (2.0 * (logit_bound + 2e-7) +
-                                 4.0 * std::sqrt(static_cast<double>(visible)) * 0x1p-24);
-    // Weights rounded to bfloat16, but not in the sum that they are divided by.
-    if (precision == simd::Precision::bfloat16) attention.bound += largest * 0x1p-9;
-    attention.logit_bound = logit_bound;
-    return attention;
+  /// Softmax attention of one row over its first `visible` keys, in double.
+  ExpectedAttention expected(Index row, Index visible,
+                             simd::Precision precision = simd::Precision::float32) {
+    return expected_attention(
+        {visible, layout_.key_width + layout_.tail_width, layout_.value_width},
+        static_cast<double>(scale()), [&](Index i) { return queries_.at(row, i); },
+        [&](Index k, Index i) {
+          return element(key_row(k), i < layout_.key_width
+                                         ? layout_.key_offset + i
+                                         : layout_.tail_offset + i - layout_.key_width);
+        },
+        [&](Index k, Index c) { return element(key_row(k), layout_.value_offset + c); }, precision);
   }
 
  private:

@@ -95,6 +95,55 @@ Expected expected_sequential_dot(Index n, const A& a, const B& b) {
   return expected;
 }
 
+/// Softmax attention of one query.
+struct ExpectedAttention {
+  std::vector<double> out;  ///< [value_width], 0 where there is no key
+  double log_sum_exp = -std::numeric_limits<double>::infinity();
+  double logit_bound = 0.0;  ///< how far a logit may be from what it is
+  double bound = 0.0;        ///< and a kernel's `out`
+};
+
+struct AttentionSizes {
+  Index keys, key_width, value_width;
+};
+
+/// In double, of query(i), key(k, i) and value(k, c).
+template <class Query, class Key, class Value>
+ExpectedAttention expected_attention(const AttentionSizes& sizes, double scale, const Query& query,
+                                     const Key& key, const Value& value,
+                                     simd::Precision precision) {
+  ExpectedAttention expected{std::vector<double>(static_cast<std::size_t>(sizes.value_width))};
+  if (sizes.keys == 0) return expected;
+  std::vector<double> logits;
+  double peak = -std::numeric_limits<double>::infinity(), largest = 0.0;
+  for (Index k = 0; k < sizes.keys; ++k) {
+    const Expected dot = expected_dot(sizes.key_width, query, [&](Index i) { return key(k, i); });
+    logits.push_back(scale * dot.value);
+    peak = std::max(peak, logits.back());
+    // Scaling, taking off the maximum and the constants round by 2^-24 of the logit each.
+    expected.logit_bound = std::max(
+        expected.logit_bound, scale * dot.bound_of(precision) + std::abs(logits.back()) * 0x1p-21);
+    for (Index c = 0; c < sizes.value_width; ++c)
+      largest = std::max(largest, std::abs(value(k, c)));
+  }
+  double sum = 0.0;
+  for (Index k = 0; k < sizes.keys; ++k) {
+    const double p = std::exp(logits[static_cast<std::size_t>(k)] - peak);
+    sum += p;
+    for (std::size_t c = 0; c < expected.out.size(); ++c)
+      expected.out[c] += p * value(k, static_cast<Index>(c));
+  }
+  for (double& out : expected.out) out /= sum;
+  expected.log_sum_exp = peak + std::log(sum);
+  // A weight is off by the error of its logit and 2e-7 of exp2, above and below the fraction; the
+  // sums over keys round at random, which adds up as the root of their number.
+  expected.bound = largest * (2.0 * (expected.logit_bound + 2e-7) +
+                              4.0 * std::sqrt(static_cast<double>(sizes.keys)) * 0x1p-24);
+  // Weights rounded to bfloat16, but not in the sum that they are divided by.
+  if (precision == simd::Precision::bfloat16) expected.bound += largest * 0x1p-9;
+  return expected;
+}
+
 }  // namespace mla::test
 
 #endif  // MLA_SUPPORT_KERNEL_ORACLE_HPP_
