@@ -75,6 +75,45 @@ TYPED_TEST(Allocation, ADecodingStepAllocatesNothingOverALongReservedCache) {
   }
 }
 
+// Over a prefix that other sequences see too, and the sequence's own cache.
+TYPED_TEST(Allocation, AttentionOverTwoPartsAndMergingThemAllocatesNothingAfterTheFirst) {
+  for (const AttentionConfig& config :
+       {small_config(), AttentionConfig::lesson(48, 4, 24, 20, 8)}) {
+    TestLayer layer(config, {.split = config.rope_key_per_head});
+    const LatentDecompression decompression(config, layer.weights.views());
+    const AbsorbedAttention<TypeParam> absorbed(config, 0.1);
+    const DecompressedAttention<TypeParam> decompressed(config, 0.1, decompression);
+    Context context;
+    LatentKVCache<TypeParam> prefix(config), own(config);
+    run(layer, layer.input(70), prefix, context);
+    run(layer, layer.input(10), own, context);
+    const CachedTokens<TypeParam> before = {&prefix, 0, 2, 2}, last = {&own, 0, 2};
+    const Index heads = config.num_attention_heads;
+    const auto step = [&](const auto& attention, Index key_width, Index value_width) {
+      const Workspace::Scope scope(context.workspace());
+      const auto take = [&](Index cols) {
+        const auto matrix = context.workspace().template take_matrix<float>(2, cols);
+        std::fill_n(matrix.data, 2 * cols, 0.5f);
+        return matrix;
+      };
+      const auto queries = take(heads * key_width);
+      const auto values = take(heads * value_width), log_sum_exp = take(heads);
+      const auto more_values = take(heads * value_width), more_log_sum_exp = take(heads);
+      attention.forward({&last, 1}, queries, values, context, log_sum_exp);
+      attention.forward({&before, 1}, queries, more_values, context, more_log_sum_exp);
+      merge_attention(more_values, more_log_sum_exp, values, log_sum_exp);
+    };
+    const auto both = [&] {
+      step(absorbed, config.kv_lora_rank + config.qk_rope_head_dim, config.kv_lora_rank);
+      step(decompressed, config.qk_head_dim(), config.v_head_dim);
+    };
+    both();
+    const AllocationCount allocations;
+    for (int i = 0; i < 3; ++i) both();
+    EXPECT_EQ(allocations.count(), 0);
+  }
+}
+
 TYPED_TEST(Allocation, CallsThatGrowLittleByLittleDoNotPileUpMemory) {
   TestLayer layer(make_config(40, 16, 0, 30, 20, 10, 20));
   Context little_by_little, at_once;

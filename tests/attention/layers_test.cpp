@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <limits>
+#include <numbers>
 #include <vector>
 
 #include "mla/attention/causal_attention.hpp"
@@ -162,6 +164,34 @@ TEST(SoftmaxRows, MergingPartsEqualsHavingSeenAllKeysAtOnce) {
   EXPECT_EQ(merged[1], 0.0f);
   softmax.merge(1, 2, 4, merged);  // saw nothing at all
   EXPECT_EQ(merged[0], 0.0f);
+}
+
+TEST(SoftmaxRows, TheLogSumExpIsNaturalAndThatOfNothingIsMinusInfinity) {
+  EXPECT_EQ((SoftmaxRows::Total{-std::numeric_limits<float>::infinity(), 0.0f}.log_sum_exp()),
+            -std::numeric_limits<float>::infinity());
+  for (float maximum : {-433.0f, 0.0f, 433.0f}) {
+    const double exact = (static_cast<double>(maximum) + 1.5) * std::numbers::ln2;
+    // Half of the last digit.
+    EXPECT_NEAR((SoftmaxRows::Total{maximum, 2.82842708f}.log_sum_exp()), exact,
+                std::abs(exact) * 0x1p-24);
+  }
+}
+
+TEST(CachedTokens, SeeTheKeysBeforeThemAndThemselves) {
+  LatentKVCache<float> cache(AttentionConfig::lesson(8, 1, 4, 4, 2));
+  const std::vector<float> rows(5 * 6);
+  const Index positions[] = {0, 1, 2, 3, 4};
+  cache.append({rows.data(), 5, 6}, positions);
+  const auto visible = [&](Index tokens, Index uncached) {
+    const CachedTokens<float> share = {&cache, 0, tokens, uncached};
+    std::vector<Index> keys;
+    for (Index i = 0; i < tokens; ++i) keys.push_back(share.visible(i));
+    return keys;
+  };
+  EXPECT_EQ(visible(3, 0), (std::vector<Index>{3, 4, 5}));
+  EXPECT_EQ(visible(3, 1), (std::vector<Index>{4, 5, 5}));
+  EXPECT_EQ(visible(3, 3), (std::vector<Index>{5, 5, 5}));  // the cache ends before them
+  EXPECT_EQ(visible(7, 0), (std::vector<Index>{0, 0, 1, 2, 3, 4, 5}));  // begins after two
 }
 
 }  // namespace

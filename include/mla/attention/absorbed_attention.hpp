@@ -17,6 +17,8 @@ namespace mla {
 /// are. A row is one head of one token.
 ///   latent_queries [tokens, heads * (rank + rope)]  from LatentDecompression::absorb
 ///   latent_values  [tokens, heads * rank]           the softmax-weighted sums of latents
+///   log_sum_exp    [tokens, heads]  of the scaled scores, -inf where no key was seen; empty: not
+///                                   wanted (see merge_attention.hpp)
 template <StorageElement T>
 class AbsorbedAttention {
  public:
@@ -24,7 +26,8 @@ class AbsorbedAttention {
       : config_(config), softmax_scale_(static_cast<float>(softmax_scale)) {}
 
   void forward(std::span<const CachedTokens<T>> batch, MatrixView<const float> latent_queries,
-               MatrixView<float> latent_values, Context& context) const {
+               MatrixView<float> latent_values, Context& context,
+               MatrixView<float> log_sum_exp = {}) const {
     const Index heads = config_.num_attention_heads;
     const Index rows = latent_queries.rows * heads;
     const Workspace::Scope scope(context.workspace());
@@ -37,9 +40,9 @@ class AbsorbedAttention {
         std::fill_n(visible + (sequence.first_token + i) * heads, heads, sequence.visible(i));
 
     if (config_.rope_key_per_head)
-      attend_each_head(batch, queries, visible, values, context);
+      attend_each_head(batch, queries, visible, values, log_sum_exp, context);
     else
-      attend_all_heads(batch, queries, visible, values, context);
+      attend_all_heads(batch, queries, visible, values, log_sum_exp, context);
   }
 
  private:
@@ -87,7 +90,8 @@ class AbsorbedAttention {
 
   // All heads of a token share the keys.
   void attend_all_heads(std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
-                        const Index* visible, MatrixView<float> values, Context& context) const {
+                        const Index* visible, MatrixView<float> values,
+                        MatrixView<float> log_sum_exp, Context& context) const {
     Workspace& workspace = context.workspace();
     const Index group_rows = rows_of_group(batch, context.executor().concurrency());
     const std::span<Group> groups = make_groups(batch, group_rows, workspace);
@@ -119,7 +123,8 @@ class AbsorbedAttention {
       context.executor().parallel_for(static_cast<Index>(round.size()), [&](Index i, Index) {
         const Group& group = round[static_cast<std::size_t>(i)];
         for (Index r = 0; r < group.rows; ++r)
-          partial.merge(group.slot + r, group.rows, group.parts(), values.row(group.row + r));
+          keep(partial.merge(group.slot + r, group.rows, group.parts(), values.row(group.row + r)),
+               group.row + r, log_sum_exp);
       });
     }
   }
@@ -185,7 +190,8 @@ class AbsorbedAttention {
 
   // Every head has a rotary key of its own.
   void attend_each_head(std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
-                        const Index* visible, MatrixView<float> values, Context& context) const {
+                        const Index* visible, MatrixView<float> values,
+                        MatrixView<float> log_sum_exp, Context& context) const {
     const Index heads = config_.num_attention_heads;
     const SoftmaxRows softmax(values, context.workspace());
     for (const CachedTokens<T>& sequence : batch)
@@ -195,8 +201,15 @@ class AbsorbedAttention {
         context.kernels().of<T>().attend({queries.row(row), queries.stride, 1, visible + row},
                                          key_rows(*sequence.cache, 0, visible[row], i % heads),
                                          softmax_scale_, softmax.state(row));
-        softmax.finish(row, values.row(row));
+        keep(softmax.finish(row, values.row(row)), row, log_sum_exp);
       });
+  }
+
+  // The log-sum-exp of a row, if it is wanted.
+  static void keep(const SoftmaxRows::Total& total, Index row,
+                   MatrixView<float> log_sum_exp) noexcept {
+    if (log_sum_exp.data)
+      log_sum_exp(row / log_sum_exp.cols, row % log_sum_exp.cols) = total.log_sum_exp();
   }
 
   AttentionConfig config_;

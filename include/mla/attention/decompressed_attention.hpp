@@ -21,6 +21,8 @@ namespace mla {
 /// head's queries and results, for each worker.
 ///   queries [tokens, heads * (nope + rope)]
 ///   values  [tokens, heads * v]
+///   log_sum_exp [tokens, heads]  of the scaled scores, -inf where no key was seen; empty: not
+///                                wanted (see merge_attention.hpp)
 template <StorageElement T>
 class DecompressedAttention {
  public:
@@ -31,11 +33,12 @@ class DecompressedAttention {
         decompression_(decompression) {}
 
   void forward(std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
-               MatrixView<float> values, Context& context) const {
+               MatrixView<float> values, Context& context,
+               MatrixView<float> log_sum_exp = {}) const {
     if constexpr (std::is_same_v<T, bfloat16>)
       if (simd::precision_of(context.kernels().isa) == simd::Precision::bfloat16)
-        return attend<bfloat16>(batch, queries, values, context);
-    attend<float>(batch, queries, values, context);
+        return attend<bfloat16>(batch, queries, values, log_sum_exp, context);
+    attend<float>(batch, queries, values, log_sum_exp, context);
   }
 
  private:
@@ -74,7 +77,7 @@ class DecompressedAttention {
 
   template <class D>
   void attend(std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
-              MatrixView<float> values, Context& context) const {
+              MatrixView<float> values, MatrixView<float> log_sum_exp, Context& context) const {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
     Index tokens = 0;
@@ -88,14 +91,14 @@ class DecompressedAttention {
     const Index tasks = static_cast<Index>(batch.size()) * heads;
     context.executor().parallel_for(tasks, [&](Index task, Index worker) {
       attend_head(batch[static_cast<std::size_t>(task / heads)], task % heads, queries, values,
-                  scratch[worker], context);
+                  log_sum_exp, scratch[worker], context);
     });
   }
 
   template <class D>
   void attend_head(const CachedTokens<T>& sequence, Index h, MatrixView<const float> queries,
-                   MatrixView<float> values, const Scratch<D>& scratch,
-                   const Context& context) const noexcept {
+                   MatrixView<float> values, MatrixView<float> log_sum_exp,
+                   const Scratch<D>& scratch, const Context& context) const noexcept {
     if (sequence.tokens == 0) return;
     const Index qk = config_.qk_head_dim(), v = config_.v_head_dim;
     scratch.softmax.start(0, sequence.tokens);
@@ -121,8 +124,11 @@ class DecompressedAttention {
                                             softmax_scale_, scratch.softmax.state(skip),
                                             scratch.kernel);
     }
-    for (Index i = 0; i < sequence.tokens; ++i)
-      scratch.softmax.finish(i, values.row(sequence.first_token + i) + h * v);
+    for (Index i = 0; i < sequence.tokens; ++i) {
+      const Index token = sequence.first_token + i;
+      const auto total = scratch.softmax.finish(i, values.row(token) + h * v);
+      if (log_sum_exp.data) log_sum_exp(token, h) = total.log_sum_exp();
+    }
   }
 
   // Keys and values of head h of cached tokens [first, + count) to scratch.rows.

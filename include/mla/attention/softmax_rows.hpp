@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 
 #include "mla/core/tensor.hpp"
 #include "mla/core/workspace.hpp"
@@ -15,6 +16,19 @@ namespace mla {
 /// simd::SoftmaxState), and what is left to do after the last one.
 class SoftmaxRows {
  public:
+  /// What a query row has seen in all: sum * 2^maximum is the sum of the exponentials of its
+  /// scores.
+  struct Total {
+    float maximum, sum;
+
+    /// Natural logarithm of that sum, rounded once; -inf for a row that saw no key.
+    float log_sum_exp() const noexcept {
+      if (sum == 0.0f) return -std::numeric_limits<float>::infinity();
+      return static_cast<float>(
+          (static_cast<double>(maximum) + std::log2(static_cast<double>(sum))) * std::numbers::ln2);
+    }
+  };
+
   SoftmaxRows() = default;
 
   /// `out.rows` rows, summed in `out` [rows, value width].
@@ -36,14 +50,15 @@ class SoftmaxRows {
   }
 
   /// Divides row r by its sum, to `out` [value width], which may be the row. 0 if it saw no key.
-  void finish(Index r, float* out) const noexcept {
+  Total finish(Index r, float* out) const noexcept {
     const float scale = sum_[r] == 0.0f ? 0.0f : 1.0f / sum_[r];
     for (Index c = 0; c < out_.cols; ++c) out[c] = out_(r, c) * scale;
+    return {maximum_[r], sum_[r]};
   }
 
   /// Rows r, r + stride, ... are one query that saw another part of the keys in each of them: their
   /// attention over all the keys, to `out` [value width].
-  void merge(Index r, Index stride, Index parts, float* out) const noexcept {
+  Total merge(Index r, Index stride, Index parts, float* out) const noexcept {
     if (parts == 1) return finish(r, out);
     float maximum = -std::numeric_limits<float>::infinity();
     for (Index p = 0; p < parts; ++p)
@@ -58,6 +73,7 @@ class SoftmaxRows {
     }
     const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
     for (Index c = 0; c < out_.cols; ++c) out[c] *= scale;
+    return {maximum, sum};
   }
 
  private:
