@@ -272,7 +272,8 @@ class DecodingOf final : public Decoding {
   WeightPool pool_;
   Layer layer_;
   Cache cache_;
-  mla::Context context_;
+  mla::SerialExecutor executor_;
+  mla::Context context_{executor_};
   RowMajorMatrix x_;
   RowMajorMatrix out_;
 };

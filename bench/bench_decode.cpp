@@ -102,7 +102,8 @@ class Decoder {
  private:
   mla::DecoderModel model_;
   mla::Sampler sampler_;
-  mla::Context context_;
+  mla::SerialExecutor executor_;
+  mla::Context context_{executor_};
   mla::DecoderState<float> state_{model_.config()};
   std::vector<TokenId> text_;
   double bytes_ = 0.0;
@@ -136,7 +137,8 @@ void decode(benchmark::State& state, Decoder& decoder) {
 void part(benchmark::State& state, Decoder& decoder, const std::string& name) {
   const mla::DecoderModel& model = decoder.model();
   const Index rows = state.range(0);
-  mla::Context context;
+  mla::SerialExecutor executor;
+  mla::Context context(executor);
   mla::DecoderState<float> caches(model.config());
   caches.reserve(model.max_position_embeddings());
   std::vector<TokenId> tokens(100, 5);

@@ -87,7 +87,8 @@ float run_all_layers(const std::string& directory) {
   const mla::HuggingFaceConfig config = mla::load_huggingface_config(directory);
   const Index hidden_size = config.attention.hidden_size;
   RowMajorMatrix x = embed_text(directory, checkpoint, hidden_size);
-  mla::Context context;
+  mla::SerialExecutor one_thread;
+  mla::Context context(one_thread);
 
   std::printf("%s: %td layers, %td heads, latent %td + rotary key %td; a text of %td tokens\n",
               directory.c_str(), config.num_hidden_layers, config.attention.num_attention_heads,

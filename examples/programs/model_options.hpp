@@ -17,6 +17,7 @@
 #include "mla/attention/cost_model.hpp"
 #include "mla/core/eigen_executor.hpp"
 #include "mla/core/error.hpp"
+#include "mla/core/executor.hpp"
 #include "mla/core/float16.hpp"
 #include "mla/model/decoder_model.hpp"
 #include "mla/simd/isa.hpp"
@@ -106,13 +107,17 @@ inline Tokenizer load_tokenizer(const std::string& directory, const ModelConfig&
 class Machine {
  public:
   explicit Machine(const ModelOptions& options)
-      : executor_(options.threads > 1 ? std::make_unique<EigenExecutor>(options.threads) : nullptr),
-        context_(executor_ ? Context(*executor_, *options.kernels) : Context(*options.kernels)) {}
+      : executor_(make_executor(options.threads)), context_(*executor_, *options.kernels) {}
 
   Context& context() noexcept { return context_; }
 
  private:
-  std::unique_ptr<EigenExecutor> executor_;
+  static std::unique_ptr<Executor> make_executor(int threads) {
+    if (threads > 1) return std::make_unique<EigenExecutor>(threads);
+    return std::make_unique<SerialExecutor>();
+  }
+
+  std::unique_ptr<Executor> executor_;
   Context context_;
 };
 

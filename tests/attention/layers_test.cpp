@@ -1,4 +1,4 @@
-// Linear, RmsNorm and SoftmaxRows, of which the layer is made.
+// What the layer is made of and runs on: Linear, RmsNorm, SoftmaxRows, CachedTokens, Context.
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -193,6 +193,13 @@ TEST(CachedTokens, SeeTheKeysBeforeThemAndThemselves) {
   EXPECT_EQ(visible(3, 3), (std::vector<Index>{5, 5, 5}));  // the cache ends before them
   EXPECT_EQ(visible(7, 0), (std::vector<Index>{0, 0, 1, 2, 3, 4, 5}));  // begins after two
 }
+
+#ifndef _OPENMP
+TEST(Context, OfAFileWithoutOpenMpRunsOnTheCallingThread) {
+  EXPECT_EQ(Context().executor().concurrency(), 1);
+  EXPECT_EQ(Context(simd::kernels()).executor().concurrency(), 1);
+}
+#endif
 
 }  // namespace
 }  // namespace mla::test

@@ -1,8 +1,7 @@
 #ifndef MLA_ATTENTION_CONTEXT_HPP_
 #define MLA_ATTENTION_CONTEXT_HPP_
 
-#include <utility>
-
+#include "mla/core/default_executor.hpp"
 #include "mla/core/executor.hpp"
 #include "mla/core/workspace.hpp"
 #include "mla/simd/kernels.hpp"
@@ -14,8 +13,9 @@ namespace mla {
 /// and is used again afterwards. Layers may share it; two calls at the same time may not.
 class Context {
  public:
-  /// Runs on the calling thread, with the best kernels of this machine.
-  Context() : Context(serial_executor()) {}
+  /// Runs on the DefaultExecutor, with the best kernels of this machine.
+  Context(DefaultExecutor executor = {}) noexcept  // NOLINT(google-explicit-constructor)
+      : Context(executor.get()) {}
 
   /// `executor` must outlive the context. `Context(executor, simd::kernels(Precision::bfloat16))`
   /// multiplies by weights and caches of bfloat16 with dot products of bfloat16 where the machine
@@ -23,18 +23,14 @@ class Context {
   /// the machine has, for comparison: `Context(executor, simd::kernels_for(simd::Isa::avx2))`.
   explicit Context(Executor& executor, const simd::Kernels& kernels = simd::kernels()) noexcept
       : executor_(&executor), kernels_(&kernels) {}
-  explicit Context(const simd::Kernels& kernels) noexcept : Context(serial_executor(), kernels) {}
+  explicit Context(const simd::Kernels& kernels, DefaultExecutor executor = {}) noexcept
+      : Context(executor.get(), kernels) {}
 
   Executor& executor() const noexcept { return *executor_; }
   const simd::Kernels& kernels() const noexcept { return *kernels_; }
   Workspace& workspace() noexcept { return workspace_; }
 
  private:
-  static Executor& serial_executor() noexcept {
-    static SerialExecutor executor;
-    return executor;
-  }
-
   Executor* executor_;
   const simd::Kernels* kernels_;
   Workspace workspace_;

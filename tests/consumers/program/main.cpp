@@ -3,6 +3,9 @@
 #ifdef CONSUMER_USES_IO
 #include <mla/io/safetensors.hpp>
 #endif
+#ifdef _OPENMP
+#include <omp.h>
+#endif
 
 mla::Index cache_row_width_in_second_file();
 bool refuses_missing_checkpoint();
@@ -15,6 +18,12 @@ int main() {
 #ifdef CONSUMER_USES_IO
   if (bytes_of(mla::SafetensorsDType::bfloat16) != 2) return 1;
 #endif
+#ifdef _OPENMP
+  const int threads = omp_get_max_threads();
+#else
+  const int threads = 1;
+#endif
+  if (mla::Context().executor().concurrency() != threads) return 1;
   return config.cache_row_width() == cache_row_width_in_second_file() &&
                  refuses_missing_checkpoint()
              ? 0
