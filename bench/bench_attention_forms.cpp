@@ -1,0 +1,110 @@
+// The two forms of attention against each other, over query tokens and context: where their curves
+// cross, and what Mode::automatic takes.
+
+#include <vector>
+
+#include "kernel_benchmark.hpp"
+
+namespace mla::bench {
+namespace {
+
+// Attention from queries to values in both forms, on one cache.
+template <class T>
+class AttentionForms {
+ public:
+  AttentionForms(const AttentionConfig& config, Index context, Index queries)
+      : config_(config),
+        cache_(filled_cache<T>(config, context)),
+        tokens_{&cache_, 0, queries},
+        weight_(random_values<bfloat16>(config.num_attention_heads *
+                                            (config.qk_nope_head_dim + config.v_head_dim) *
+                                            config.kv_lora_rank,
+                                        0.05f)),
+        decompression_(config, weights()),
+        queries_(random_values<float>(queries * width(config.qk_head_dim()), 0.1f)),
+        values_(static_cast<std::size_t>(queries * width(config.v_head_dim))) {}
+
+  void absorbed(Context& context) {
+    const Workspace::Scope scope(context.workspace());
+    const Index rank = config_.kv_lora_rank, n = tokens_.tokens;
+    const auto latent_queries =
+        context.workspace().take_matrix<float>(n, width(rank + config_.qk_rope_head_dim));
+    const auto latent_values = context.workspace().take_matrix<float>(n, width(rank));
+    decompression_.absorb(queries(), latent_queries, context);
+    AbsorbedAttention<T>(config_, kScale)
+        .forward({&tokens_, 1}, latent_queries, latent_values, context);
+    decompression_.project_values(latent_values, values(), context);
+  }
+
+  void decompressed(Context& context) {
+    DecompressedAttention<T>(config_, kScale, decompression_)
+        .forward({&tokens_, 1}, queries(), values(), context);
+  }
+
+ private:
+  static constexpr double kScale = 0.1;
+
+  Index width(Index of_head) const { return config_.num_attention_heads * of_head; }
+  AttentionWeights weights() const {
+    AttentionWeights weights;
+    weights.kv_b_proj = {weight_.data(), width(config_.qk_nope_head_dim + config_.v_head_dim),
+                         config_.kv_lora_rank};
+    return weights;
+  }
+  MatrixView<const float> queries() const {
+    return {queries_.data(), tokens_.tokens, width(config_.qk_head_dim())};
+  }
+  MatrixView<float> values() { return {values_.data(), tokens_.tokens, width(config_.v_head_dim)}; }
+
+  AttentionConfig config_;
+  LatentKVCache<T> cache_;
+  CachedTokens<T> tokens_;
+  std::vector<bfloat16> weight_;
+  LatentDecompression decompression_;
+  std::vector<float> queries_, values_;
+};
+
+// `queries` tokens, the last of `context`. loss: how much longer the form that Mode::automatic
+// takes needs than the better one, 1 if it is that one.
+void BM_AttentionForms(benchmark::State& state) {
+  AttentionConfig config = AttentionConfig::deepseek_v3();
+  config.num_attention_heads = state.range(2);
+  const Index context = state.range(3), queries = state.range(4);
+  Bench bench(state, static_cast<int>(state.range(5)));
+  with_type(state.range(1), [&](auto type) {
+    using T = decltype(type);
+    AttentionForms<T> forms(config, context, queries);
+    forms.absorbed(bench.context);  // grow the workspace
+    forms.decompressed(bench.context);
+    std::vector<double> absorbed, decompressed;
+    for (auto _ : state) {
+      const double start = seconds();
+      forms.absorbed(bench.context);
+      const double between = seconds();
+      forms.decompressed(bench.context);
+      const double end = seconds();
+      absorbed.push_back(between - start);
+      decompressed.push_back(end - between);
+      state.SetIterationTime(end - start);
+    }
+    const bool expands = choose_mode(config, context - queries, queries) == Mode::decompressed;
+    const double a = median(absorbed), d = median(decompressed);
+    state.counters["absorbed_s"] = a;
+    state.counters["decompressed_s"] = d;
+    state.counters["automatic"] = expands ? 1.0 : 0.0;
+    state.counters["loss"] = (expands ? d : a) / std::min(a, d);
+  });
+}
+
+void forms_arguments(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"isa", "type", "heads", "context", "queries", "threads"});
+  for (Index isa : isas())
+    for (Index context : {256, 1024, 4096})
+      for (Index queries : {1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024})
+        if (queries <= context) b->Args({isa, 1, 16, context, queries, 1});
+}
+
+BENCHMARK(BM_AttentionForms)->Apply(forms_arguments)->UseManualTime()->MinTime(0.2);
+
+}  // namespace
+}  // namespace mla::bench

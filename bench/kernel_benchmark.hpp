@@ -1,0 +1,137 @@
+#ifndef MLA_BENCH_KERNEL_BENCHMARK_HPP_
+#define MLA_BENCH_KERNEL_BENCHMARK_HPP_
+
+#include <benchmark/benchmark.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "machine.hpp"
+#include "mla/core/eigen_executor.hpp"
+#include "mla/mla.hpp"
+
+// What the files of bench_kernels share. Arguments are named in the output. isa: 0 scalar, 1 avx2,
+// 2 avx512, 3 avx512_bf16, 4 amx, 5 neon. type, of the cache or of the weights: 0 f32, 1 bf16, 2
+// f16.
+
+namespace mla::bench {
+
+inline simd::Isa isa_of(const benchmark::State& state) {
+  return static_cast<simd::Isa>(state.range(0));
+}
+
+inline ReadBandwidth& read_bandwidth() {
+  static ReadBandwidth probe;
+  return probe;
+}
+
+inline double median(std::vector<double> values) {
+  std::nth_element(values.begin(), values.begin() + static_cast<Index>(values.size() / 2),
+                   values.end());
+  return values[values.size() / 2];
+}
+
+/// Runs the work with yardsticks in between, and reports medians: of_peak compares with the
+/// products of the isa in registers, of_bf16 with VDPBF16PS where there is one; a thread's peak
+/// times the number of threads.
+class Meter {
+ public:
+  Meter(benchmark::State& state, Context& context) : state_(state), context_(context) {}
+
+  // `flops` and `bytes` of one call of work().
+  template <class Work>
+  void run(double flops, double bytes, const Work& work) {
+    const double threads = static_cast<double>(context_.executor().concurrency());
+    work();  // grows the workspace
+    for (auto _ : state_) {
+      peak_.push_back(threads * peak_flops(context_.kernels().isa));
+      bf16_.push_back(threads * peak_flops(simd::Isa::avx512_bf16));
+      if (bytes > 0.0) bandwidth_.push_back(read_bandwidth().measure(context_.executor()));
+      const double start = seconds();
+      work();
+      const double elapsed = seconds() - start;
+      state_.SetIterationTime(elapsed);
+      seconds_.push_back(elapsed);
+    }
+    const double time = median(seconds_);
+    report("FLOP/s", flops / time);
+    report("of_peak", flops / time / median(peak_));
+    report("of_bf16", flops / time / median(bf16_));
+    if (bytes > 0.0) {
+      report("B/s", bytes / time);
+      report("of_bandwidth", bytes / time / median(bandwidth_));
+    }
+  }
+
+ private:
+  void report(const char* name, double value) {
+    if (std::isfinite(value)) state_.counters[name] = value;
+  }
+
+  benchmark::State& state_;
+  Context& context_;
+  std::vector<double> seconds_, peak_, bf16_, bandwidth_;
+};
+
+/// Pseudo-random elements in [-1, 1) * scale, which repeat after a while.
+template <class T>
+std::vector<T> random_values(Index size, float scale = 1.0f) {
+  constexpr std::size_t kPeriod = 65521;  // a prime: rows do not repeat
+  std::vector<T> values(static_cast<std::size_t>(size));
+  std::uint32_t state = 1;
+  for (std::size_t i = 0; i < std::min(kPeriod, values.size()); ++i) {
+    state = state * 1664525u + 1013904223u;
+    values[i] = static_cast<T>((static_cast<float>(state >> 8) * 0x1p-23f - 1.0f) * scale);
+  }
+  for (std::size_t i = kPeriod; i < values.size(); i += kPeriod)
+    std::copy_n(values.begin(), std::min(kPeriod, values.size() - i),
+                values.begin() + static_cast<Index>(i));
+  return values;
+}
+
+/// Calls body(T()) for the element type that a benchmark's argument names.
+template <class Body>
+void with_type(Index type, const Body& body) {
+  if (type == 0)
+    body(float());
+  else if (type == 1)
+    body(bfloat16());
+  else
+    body(float16());
+}
+
+struct Bench {
+  Bench(benchmark::State& state, int threads)
+      : executor(threads), context(executor, simd::kernels_for(isa_of(state))) {}
+
+  EigenExecutor executor;
+  Context context;
+};
+
+template <class T>
+LatentKVCache<T> filled_cache(const AttentionConfig& config, Index tokens) {
+  LatentKVCache<T> cache(config);
+  const auto values = random_values<float>(64 * config.cache_row_width());
+  std::vector<Index> positions(64);
+  for (Index first = 0; first < tokens; first += 64) {
+    const Index count = std::min<Index>(64, tokens - first);
+    for (Index i = 0; i < count; ++i) positions[static_cast<std::size_t>(i)] = first + i;
+    cache.append({values.data(), count, config.cache_row_width()},
+                 {positions.data(), static_cast<std::size_t>(count)});
+  }
+  return cache;
+}
+
+/// The best instruction set in float32, and the best with products of bfloat16 if there is one.
+inline std::vector<Index> isas() {
+  std::vector<Index> all = {static_cast<Index>(simd::best_isa())};
+  const auto rounded = static_cast<Index>(simd::best_isa(Precision::bfloat16));
+  if (rounded != all[0]) all.push_back(rounded);
+  return all;
+}
+
+}  // namespace mla::bench
+
+#endif  // MLA_BENCH_KERNEL_BENCHMARK_HPP_
