@@ -34,10 +34,10 @@ class ThreadExecutor final : public Executor {
   Index threads_;
 };
 
-/// One thread that runs the last task first.
+/// One thread that runs the last task first. Says that it has four, for which there are more tasks.
 class BackwardExecutor final : public Executor {
  public:
-  Index concurrency() const noexcept override { return 1; }
+  Index concurrency() const noexcept override { return 4; }
 
  private:
   void run(Index tasks, const Body& body) override {
@@ -45,11 +45,12 @@ class BackwardExecutor final : public Executor {
   }
 };
 
-/// Throws std::runtime_error halfway through its call number `failing_call`, counted from 0.
+/// Throws std::runtime_error halfway through its call number `failing_call`, counted from 0. Says
+/// that it has four threads, as above.
 class FailingExecutor final : public Executor {
  public:
   explicit FailingExecutor(Index failing_call) : failing_call_(failing_call) {}
-  Index concurrency() const noexcept override { return 1; }
+  Index concurrency() const noexcept override { return 4; }
   bool failed() const noexcept { return calls_ > failing_call_; }
 
  private:

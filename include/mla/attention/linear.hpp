@@ -72,7 +72,7 @@ class Linear {
     const auto scratch = linear_scratch(context);
     const float* const packed = packed_tokens<T>(x, context);
     const auto& kernels = context.kernels().of<T>();
-    const Index most = outputs_of_task(x.rows, context.executor().concurrency());
+    const Index most = outputs_of_task(context.executor().concurrency());
     const Index tasks = (weight.rows + most - 1) / most;
     context.executor().parallel_for(tasks, [&](Index task, Index worker) {
       const Index first = task * most;
@@ -83,12 +83,12 @@ class Linear {
     });
   }
 
-  // Every task reads all of x, which is much where tokens are many: then tasks are larger, as long
-  // as each worker gets several.
-  Index outputs_of_task(Index tokens, Index workers) const noexcept {
-    constexpr Index kManyTokens = 64, kTasksOfWorker = 4;
+  // Every task reads all of x and begins without weights in the cache: tasks are large, as long as
+  // each worker gets several.
+  Index outputs_of_task(Index workers) const noexcept {
+    constexpr Index kTasksOfWorker = 4;
     Index outputs = simd::kTaskOutputs;
-    while (tokens > kManyTokens && outputs < 4 * simd::kTaskOutputs &&
+    while (outputs < 16 * simd::kTaskOutputs &&
            (workers == 1 || weight_.rows / (2 * outputs) >= kTasksOfWorker * workers))
       outputs *= 2;
     return outputs;

@@ -1,44 +1,72 @@
 // Matrix products with weights in their row-major checkpoint layout.
 
+// How a vector of a row is loaded: whole, or its first n elements.
+struct LoadWhole {
+  template <class T>
+  MLA_INLINE F32 operator()(const T* p) const {
+    return load(p);
+  }
+};
+struct LoadFirst {
+  Index n;
+  template <class T>
+  MLA_INLINE F32 operator()(const T* p) const {
+    return load_first(p, n);
+  }
+};
+
+// acc[r][c] += a[r] * b[c], lane by lane. The factor with fewer rows is held in registers.
+template <int kRows, int kCols, class T, class Load>
+MLA_INLINE void dot_step(const float* a, Index a_stride, const T* b, Index b_stride,
+                         const Load& load_row, F32 (&acc)[kRows][kCols]) {
+  if constexpr (kRows <= kCols) {
+    F32 x[kRows];
+    MLA_UNROLL (r, kRows) x[r] = load_row(a + r * a_stride);
+    MLA_UNROLL (c, kCols) {
+      const F32 y = in_register(load_row(b + c * b_stride));
+      MLA_UNROLL (r, kRows) acc[r][c] = fma(x[r], y, acc[r][c]);
+    }
+  } else {
+    F32 y[kCols];
+    MLA_UNROLL (c, kCols) y[c] = load_row(b + c * b_stride);
+    MLA_UNROLL (r, kRows) {
+      const F32 x = in_register(load_row(a + r * a_stride));
+      MLA_UNROLL (c, kCols) acc[r][c] = fma(x, y[c], acc[r][c]);
+    }
+  }
+}
+
 // kRows x kCols dot products: acc[r][c] += sum_i a[r][i] * b[c][i]. Lanes run along i.
 template <int kRows, int kCols, class T>
 MLA_INLINE void dot_tile(const float* a, Index a_stride, const T* b, Index b_stride, Index n,
                          F32 (&acc)[kRows][kCols]) {
-  const auto step = [&](const auto& load_a, const auto& load_b, Index i) {
-    F32 x[kRows];
-    MLA_UNROLL (r, kRows) x[r] = load_a(a + r * a_stride + i);
-    MLA_UNROLL (c, kCols) {
-      const F32 y = load_b(b + c * b_stride + i);
-      MLA_UNROLL (r, kRows) acc[r][c] = fma(x[r], y, acc[r][c]);
-    }
-  };
-  const auto whole = [](const auto* p) { return load(p); };
   Index i = 0;
-  for (; i + kLanes <= n; i += kLanes) step(whole, whole, i);
-  const Index rest = n - i;
-  const auto first = [rest](const auto* p) { return load_first(p, rest); };
-  if (rest > 0) step(first, first, i);
+  for (; i + kLanes <= n; i += kLanes) dot_step(a + i, a_stride, b + i, b_stride, LoadWhole(), acc);
+  if (i < n) dot_step(a + i, a_stride, b + i, b_stride, LoadFirst{n - i}, acc);
 }
 
 // out[t][o] = or += the sum of the lanes of acc[t][o], for a tile of tokens and output features.
 template <int kRows, int kCols>
-MLA_INLINE void add_sums(const F32 (&acc)[kRows][kCols], float* out, Index out_stride, bool add) {
-  MLA_UNROLL (r, kRows) {
-    float sums[kCols];
-    if constexpr (kCols == 4)
-      reduce_add(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums);
-    else
-      MLA_UNROLL (c, kCols) sums[c] = reduce_add(acc[r][c]);
-    float* const row = out + r * out_stride;
-    MLA_UNROLL (c, kCols) row[c] = add ? row[c] + sums[c] : sums[c];
-  }
+MLA_INLINE void add_lanes(const F32 (&acc)[kRows][kCols], float* out, Index out_stride,
+                          bool add = false) {
+  constexpr int kTogether = kRows % 4 == 0 ? 4 : 1;
+  MLA_UNROLL (c, kCols)
+    MLA_UNROLL (r, kRows / kTogether) {
+      float* const to = out + r * kTogether * out_stride + c;
+      float sums[kTogether];
+      if constexpr (kTogether == 4)
+        reduce_add(acc[4 * r][c], acc[4 * r + 1][c], acc[4 * r + 2][c], acc[4 * r + 3][c], sums);
+      else
+        sums[0] = reduce_add(acc[r][c]);
+      MLA_UNROLL (i, kTogether) to[i * out_stride] = add ? to[i * out_stride] + sums[i] : sums[i];
+    }
 }
 
 // A product in blocks that fit the caches. An output is the sum of its blocks of kInputs, each with
 // kLanes partial sums, one after the other; that does not depend on the tokens of a block.
 struct LinearBlocks {
-  static constexpr Index kTokens = 96;    // x of a block and the weights share the second cache
-  static constexpr Index kInputs = 1024;  // a tile's x fits the first cache
+  static constexpr Index kTokens = 192;  // x of a block and the weights share the second cache
+  static constexpr Index kInputs = 768;  // a tile's x and weights fit the first cache
   // From one row of a packed block to the next: not a power of two, which would crowd few sets.
   static constexpr Index kStride = kInputs + 16;
   static constexpr Index kFloats = (kTaskOutputs + kTokens) * kStride;
@@ -58,40 +86,122 @@ MLA_INLINE void for_linear_blocks(Index tokens, Index in, const Block& block) {
     }
 }
 
-// Few tokens: widening and blocking do not pay.
+// Brings weights that come next into the second cache, some cache lines with each of the products
+// before.
+template <class T>
+class WeightsAhead {
+ public:
+  // `products` before those of `weight`.
+  WeightsAhead(MatrixView<const T> weight, Index products)
+      : weight_(weight),
+        lines_(((weight.cols + kLine - 1) / kLine * weight.rows + products - 1) / products) {}
+
+  MLA_INLINE void step() {
+    for (Index n = 0; n < lines_ && row_ < weight_.rows; ++n) {
+      __builtin_prefetch(weight_.row(row_) + input_, 0, 2);
+      input_ += kLine;
+      if (input_ < weight_.cols) continue;
+      input_ = 0;
+      ++row_;
+    }
+  }
+
+ private:
+  static constexpr Index kLine = 64 / sizeof(T);
+
+  MatrixView<const T> weight_;
+  Index lines_;
+  Index row_ = 0, input_ = 0;
+};
+
+// out = or += x * weight^T for inputs [i, + inputs), kTokens of the tokens at a time by all
+// features.
+template <int kTokens, int kFeatures, class T>
+MLA_INLINE void multiply_features(MatrixView<const float> x, MatrixView<const T> weight, Index i,
+                                  Index inputs, float* out, Index out_stride) {
+  for_tiles<kTokens>(x.rows, [&](auto rows, Index t) {
+    F32 acc[rows.value][kFeatures] = {};
+    dot_tile(x.row(t) + i, x.stride, weight.data + i, weight.stride, inputs, acc);
+    add_lanes(acc, out + t * out_stride, out_stride, i > 0);
+  });
+}
+
+// Few tokens by up to kTaskOutputs features: memory is the limit. Both factors are read where they
+// are: one row of weights after the other where x is small, else in blocks, so that x stays in the
+// first cache.
 template <class T>
 void linear_few(MatrixView<const float> x, MatrixView<const T> weight,
                 MatrixView<float> out) noexcept {
-  for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
-    for_linear_blocks(x.rows, x.cols, [&](Index, Index, Index i, Index inputs) {
-      for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
-        F32 acc[rows.value][cols.value] = {};
-        dot_tile(x.row(t) + i, x.stride, weight.row(o) + i, weight.stride, inputs, acc);
-        add_sums(acc, out.row(t) + o, out.stride, i > 0);
-      });
+  const auto inputs_from = [&](Index i) {
+    return x.cols - i < LinearBlocks::kInputs ? x.cols - i : LinearBlocks::kInputs;
+  };
+  if (x.rows <= kRowTile) {
+    for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
+      for (Index i = 0; i < x.cols || i == 0; i += LinearBlocks::kInputs)
+        multiply_features<kRowTile, cols.value>(x, weight.row_range(o, cols.value), i,
+                                                inputs_from(i), out.data + o, out.stride);
+    });
+    return;
+  }
+  for (Index i = 0; i < x.cols || i == 0; i += LinearBlocks::kInputs)
+    for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
+      const Index next = o + cols.value, left = weight.rows - next;
+      WeightsAhead(weight.row_range(next, left < cols.value ? left : cols.value)
+                       .col_range(i, inputs_from(i)),
+                   1)
+          .step();
+      multiply_features<kTokenTile, cols.value>(x, weight.row_range(o, cols.value), i,
+                                                inputs_from(i), out.data + o, out.stride);
+    });
+}
+
+// `rows` in float32, LinearBlocks::kStride apart.
+template <class T>
+MLA_INLINE MatrixView<const float> copy_block(MatrixView<const T> rows, float* memory) {
+  for (Index r = 0; r < rows.rows; ++r)
+    to_float(rows.row(r), rows.cols, memory + r * LinearBlocks::kStride);
+  return {memory, rows.rows, rows.cols, LinearBlocks::kStride};
+}
+
+// out = or += x * weight^T of copied blocks, while weights that come next are brought to the cache.
+template <class T>
+void multiply_blocks(MatrixView<const float> x, MatrixView<const float> weight, bool add,
+                     MatrixView<float> out, MatrixView<const T> next) noexcept {
+  WeightsAhead ahead(next, (x.rows + kTokenTile - 1) / kTokenTile *
+                               ((weight.rows + kFeatureTile - 1) / kFeatureTile));
+  for_tiles<kTokenTile>(x.rows, [&](auto rows, Index t) {
+    for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
+      ahead.step();
+      F32 acc[rows.value][cols.value] = {};
+      dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
+      add_lanes(acc, out.row(t) + o, out.stride, add);
     });
   });
 }
 
-// Up to kTaskOutputs features.
+// Many tokens, up to LinearBlocks::kTokens.
 template <class T>
 void linear_many(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out,
                  const LinearBlocks& blocks) noexcept {
-  constexpr Index kStride = LinearBlocks::kStride;
-  for_linear_blocks(x.rows, x.cols, [&](Index first, Index tokens, Index i, Index inputs) {
-    for (Index o = 0; o < weight.rows; ++o)
-      to_float(weight.row(o) + i, inputs, blocks.weight + o * kStride);
-    for (Index t = 0; t < tokens; ++t)
-      to_float(x.row(first + t) + i, inputs, blocks.x + t * kStride);
-    for_tiles<kTokenTile>(tokens, [&](auto rows, Index t) {
-      for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
-        F32 acc[rows.value][cols.value] = {};
-        dot_tile(blocks.x + t * kStride, kStride, blocks.weight + o * kStride, kStride, inputs,
-                 acc);
-        add_sums(acc, out.row(first + t) + o, out.stride, i > 0);
-      });
-    });
-  });
+  const auto inputs_from = [](auto rows, Index i) {
+    const Index left = rows.cols - i;
+    return rows.col_range(i, left < LinearBlocks::kInputs ? left : LinearBlocks::kInputs);
+  };
+  const auto features_from = [&](Index o) {
+    const Index left = weight.rows - o;
+    return weight.row_range(o, left < kTaskOutputs ? left : kTaskOutputs);
+  };
+  for (Index i = 0; i < x.cols || i == 0; i += LinearBlocks::kInputs) {
+    const auto xs = copy_block(inputs_from(x, i), blocks.x);
+    for (Index o = 0, features; o < weight.rows; o += features) {
+      const auto block = inputs_from(features_from(o), i);
+      features = block.rows;
+      const auto next = o + features < weight.rows ? inputs_from(features_from(o + features), i)
+                                                   : inputs_from(features_from(0), i + block.cols);
+      multiply_blocks(xs, copy_block(block, blocks.weight), i > 0, out.col_range(o, features),
+                      next);
+    }
+  }
 }
 
 // float32 tokens are read as they are.
@@ -101,12 +211,18 @@ inline void pack(MatrixView<const float>, float*) noexcept {}
 template <class T>
 void linear(MatrixView<const float> x, const float*, MatrixView<const T> weight,
             MatrixView<float> out, float* scratch) noexcept {
-  constexpr Index kFewTokens = 8;
-  if (x.rows < kFewTokens) return linear_few(x, weight, out);
+  constexpr Index kFewTokens = 16;
+  if (x.rows <= kFewTokens) {
+    for (Index o = 0, features; o < weight.rows; o += features) {
+      features = weight.rows - o < kTaskOutputs ? weight.rows - o : kTaskOutputs;
+      linear_few(x, weight.row_range(o, features), out.col_range(o, features));
+    }
+    return;
+  }
   const LinearBlocks blocks = {scratch, scratch + kTaskOutputs * LinearBlocks::kStride};
-  for (Index o = 0; o < weight.rows; o += kTaskOutputs) {
-    const Index outputs = weight.rows - o < kTaskOutputs ? weight.rows - o : kTaskOutputs;
-    linear_many(x, weight.row_range(o, outputs), out.col_range(o, outputs), blocks);
+  for (Index t = 0, tokens; t < x.rows; t += tokens) {
+    tokens = x.rows - t < LinearBlocks::kTokens ? x.rows - t : LinearBlocks::kTokens;
+    linear_many(x.row_range(t, tokens), weight, out.row_range(t, tokens), blocks);
   }
 }
 

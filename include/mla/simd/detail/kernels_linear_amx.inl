@@ -40,23 +40,10 @@ inline void copy_tiles(MatrixView<const bfloat16> weight, bfloat16* tiles, Index
                                                       : _mm512_setzero_si512());
 }
 
-// Brings weights that come next into the caches, some rows at each product of the present ones.
-struct WeightsAhead {
-  MatrixView<const bfloat16> weight;
-  Index rows = 0;  // at a step
-  Index next = 0;
-
-  MLA_INLINE void step() {
-    for (const Index stop = next + rows; next < stop && next < weight.rows; ++next)
-      for (Index i = 0; i < weight.cols; i += kTileDepth)
-        _mm_prefetch(weight.row(next) + i, _MM_HINT_T1);
-  }
-};
-
 // sums (+)= weight * x for inputs [first, ...) that are in A tiles.
 inline void multiply_block(const bfloat16* packed, Index in, Index first, Index inputs,
                            const bfloat16* weights, Index stride, Index strips, Index tokens,
-                           const AmxBlocks& blocks, WeightsAhead& ahead) {
+                           const AmxBlocks& blocks, WeightsAhead<bfloat16>& ahead) {
   const Index tile = kTileSide * kTileSide;
   const TileSteps sums = {0, AmxBlocks::kTokens * kTileSide, kTileSide};
   const TileSteps rows = {kTileDepth, kTileSide * stride, stride};
@@ -103,7 +90,7 @@ inline void linear_few(const bfloat16* packed, MatrixView<const bfloat16> weight
     const MatrixView<const bfloat16> block = weight.col_range(i, inputs);
     const bool whole = inputs % kTileDepth == 0 && weight.rows % kTileSide == 0;
     if (!whole) copy_tiles(block, blocks.weights, AmxBlocks::kFewStride);
-    WeightsAhead ahead = {{}, 0};
+    WeightsAhead<bfloat16> ahead({}, 1);  // long rows, which the processor foresees
     multiply_block(packed, weight.cols, i, inputs, whole ? block.data : blocks.weights,
                    whole ? block.stride : AmxBlocks::kFewStride,
                    round_up(weight.rows, kTileSide) / kTileSide, out.rows, blocks, ahead);
@@ -123,8 +110,7 @@ inline void linear_many(const bfloat16* packed, MatrixView<const bfloat16> weigh
     };
     inputs = inputs_from(i);
     copy_tiles(weight.col_range(i, inputs), blocks.weights, AmxBlocks::kStride);
-    WeightsAhead ahead = {weight.col_range(i + inputs, inputs_from(i + inputs)),
-                          (weight.rows + products - 1) / products};
+    WeightsAhead<bfloat16> ahead(weight.col_range(i + inputs, inputs_from(i + inputs)), products);
     multiply_block(packed, weight.cols, i, inputs, blocks.weights, AmxBlocks::kStride, strips,
                    out.rows, blocks, ahead);
   }

@@ -36,12 +36,12 @@ inline void linear(MatrixView<const float> x, const float* packed,
   const Index stride = round_up(x.cols, kTileDepth);
   const auto* const rows = reinterpret_cast<const bfloat16*>(packed);
   for_linear_blocks(x.rows, x.cols, [&](Index first_token, Index tokens, Index i, Index inputs) {
-    for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
+    for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
       for_tiles<kTokenTile>(tokens, [&](auto count, Index token) {
         const Index t = first_token + token;
         F32 acc[count.value][cols.value] = {};
         dot_tile(rows + t * stride + i, stride, weight.row(o) + i, weight.stride, inputs, acc);
-        add_sums(acc, out.row(t) + o, out.stride, i > 0);
+        add_lanes(acc, out.row(t) + o, out.stride, i > 0);
       });
     });
   });

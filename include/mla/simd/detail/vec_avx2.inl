@@ -4,7 +4,8 @@
 inline constexpr int kLanes = 8;
 inline constexpr int kScoreKeys = 6;
 inline constexpr int kValueRows = 4;
-inline constexpr int kTokenTile = 3;
+inline constexpr int kTokenTile = 4;  // of linear()
+inline constexpr int kFeatureTile = 3;
 inline constexpr int kRowTile = 2;  // rows that a register tile holds; its columns are 4
 
 struct F32 {
@@ -12,6 +13,11 @@ struct F32 {
 };
 
 MLA_INLINE F32 set1(float x) { return {_mm256_set1_ps(x)}; }
+// Loaded once: g++ may otherwise load it again at each use.
+MLA_INLINE F32 in_register(F32 a) {
+  asm("" : "+x"(a.v));
+  return a;
+}
 MLA_INLINE F32 zero() { return {_mm256_setzero_ps()}; }
 
 MLA_INLINE F32 widen(__m128i bits, bfloat16) {

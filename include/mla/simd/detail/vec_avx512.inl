@@ -4,7 +4,8 @@
 inline constexpr int kLanes = 16;
 inline constexpr int kScoreKeys = 8;
 inline constexpr int kValueRows = 8;
-inline constexpr int kTokenTile = 6;
+inline constexpr int kTokenTile = 8;  // of linear()
+inline constexpr int kFeatureTile = 3;
 inline constexpr int kRowTile = 4;  // rows that a register tile holds; its columns are 4
 
 struct F32 {
@@ -12,6 +13,11 @@ struct F32 {
 };
 
 MLA_INLINE F32 set1(float x) { return {_mm512_set1_ps(x)}; }
+// Loaded once: g++ may otherwise load it again at each use.
+MLA_INLINE F32 in_register(F32 a) {
+  asm("" : "+v"(a.v));
+  return a;
+}
 MLA_INLINE F32 zero() { return {_mm512_setzero_ps()}; }
 
 MLA_INLINE F32 widen(__m256i bits, bfloat16) {
@@ -89,7 +95,15 @@ MLA_INLINE float reduce_add(F32 a) {
   const __m128 pairs = _mm_hadd_ps(fold(a), fold(a));
   return _mm_cvtss_f32(_mm_hadd_ps(pairs, pairs));
 }
+// [halves of a added, halves of b added]
+MLA_INLINE F32 add_halves(F32 a, F32 b) {
+  return {_mm512_shuffle_f32x4(a.v, b.v, 0x44) + _mm512_shuffle_f32x4(a.v, b.v, 0xee)};
+}
 // Four sums at once, each as reduce_add() makes it, to out[0..3].
 MLA_INLINE void reduce_add(F32 a, F32 b, F32 c, F32 d, float* out) {
-  _mm_storeu_ps(out, _mm_hadd_ps(_mm_hadd_ps(fold(a), fold(b)), _mm_hadd_ps(fold(c), fold(d))));
+  const __m512 ab = add_halves(a, b).v, cd = add_halves(c, d).v;
+  const __m512 quarters = _mm512_shuffle_f32x4(ab, cd, 0x88) + _mm512_shuffle_f32x4(ab, cd, 0xdd);
+  const __m512 pairs = quarters + _mm512_permute_ps(quarters, 0xb1);
+  const __m512 sums = pairs + _mm512_permute_ps(pairs, 0x4e);
+  _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, sums)));
 }

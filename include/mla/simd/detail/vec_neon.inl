@@ -5,7 +5,8 @@
 inline constexpr int kLanes = 8;
 inline constexpr int kScoreKeys = 4;
 inline constexpr int kValueRows = 3;
-inline constexpr int kTokenTile = 2;
+inline constexpr int kTokenTile = 4;  // of linear()
+inline constexpr int kFeatureTile = 3;
 inline constexpr int kRowTile = 2;  // rows that a register tile holds; its columns are 4
 
 struct F32 {
@@ -13,6 +14,11 @@ struct F32 {
 };
 
 MLA_INLINE F32 set1(float x) { return {vdupq_n_f32(x), vdupq_n_f32(x)}; }
+// Loaded once: g++ may otherwise load it again at each use.
+MLA_INLINE F32 in_register(F32 a) {
+  asm("" : "+w"(a.low), "+w"(a.high));
+  return a;
+}
 MLA_INLINE F32 zero() { return set1(0.0f); }
 
 MLA_INLINE F32 widen(uint16x8_t bits, bfloat16) {

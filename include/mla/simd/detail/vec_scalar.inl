@@ -4,7 +4,8 @@
 inline constexpr int kLanes = 4;
 inline constexpr int kScoreKeys = 4;
 inline constexpr int kValueRows = 4;
-inline constexpr int kTokenTile = 2;
+inline constexpr int kTokenTile = 2;  // of linear()
+inline constexpr int kFeatureTile = 4;
 inline constexpr int kRowTile = 2;  // rows that a register tile holds; its columns are 4
 
 using Native = float __attribute__((vector_size(16)));
@@ -14,6 +15,11 @@ struct F32 {
 };
 
 MLA_INLINE F32 set1(float x) { return {Native{x, x, x, x}}; }
+// Loaded once: g++ may otherwise load it again at each use.
+MLA_INLINE F32 in_register(F32 a) {
+  asm("" : "+x"(a.v));
+  return a;
+}
 MLA_INLINE F32 zero() { return set1(0.0f); }
 
 template <class T>
