@@ -43,15 +43,16 @@ class Meter {
   // `flops` and `bytes` of one call of work().
   template <class Work>
   void run(double flops, double bytes, const Work& work) {
-    const double threads = static_cast<double>(context_.executor().concurrency());
+    const Index workers = context_.executor().concurrency();
+    const double threads = static_cast<double>(workers);
     work();  // grows the workspace
     for (auto _ : state_) {
       peak_.push_back(threads * peak_flops(context_.kernels().isa));
       bf16_.push_back(threads * peak_flops(simd::Isa::avx512_bf16));
       if (bytes > 0.0) bandwidth_.push_back(read_bandwidth().measure(context_.executor()));
-      const double start = seconds();
+      const double start = seconds_of(workers);
       work();
-      const double elapsed = seconds() - start;
+      const double elapsed = seconds_of(workers) - start;
       state_.SetIterationTime(elapsed);
       seconds_.push_back(elapsed);
     }
