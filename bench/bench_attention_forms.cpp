@@ -88,7 +88,9 @@ void BM_AttentionForms(benchmark::State& state) {
       decompressed.push_back(end - between);
       state.SetIterationTime(end - start);
     }
-    const bool expands = choose_mode(config, context - queries, queries) == Mode::decompressed;
+    const AttentionSpeed speed = attention_speed(isa_of(state), DType::bfloat16, kDTypeOf<T>);
+    const Mode mode = choose_mode(config, context - queries, queries, speed);
+    const bool expands = mode == Mode::decompressed;
     const double a = median(absorbed), d = median(decompressed);
     state.counters["absorbed_s"] = a;
     state.counters["decompressed_s"] = d;
@@ -97,12 +99,25 @@ void BM_AttentionForms(benchmark::State& state) {
   });
 }
 
+// All that have an AttentionSpeed of their own.
+std::vector<Index> attention_isas() {
+  std::vector<Index> all;
+  for (const auto isa : simd::kAllIsas)
+    if (isa != simd::Isa::scalar && simd::is_supported(isa)) all.push_back(static_cast<Index>(isa));
+  return all;
+}
+
 void forms_arguments(benchmark::internal::Benchmark* b) {
   b->ArgNames({"isa", "type", "heads", "context", "queries", "threads"});
-  for (Index isa : isas())
+  for (Index isa : attention_isas())
     for (Index context : {256, 1024, 4096})
       for (Index queries : {1, 16, 32, 64, 96, 128, 192, 256, 384, 512, 1024})
         if (queries <= context) b->Args({isa, 1, 16, context, queries, 1});
+  const Index float32 = isas()[0], best = isas().back();  // other heads, a float32 cache
+  for (Index queries : {64, 128, 192, 256, 384}) {
+    b->Args({best, 1, 128, 1024, queries, 1});
+    b->Args({float32, 0, 16, 1024, queries, 1});
+  }
 }
 
 BENCHMARK(BM_AttentionForms)->Apply(forms_arguments)->UseManualTime()->MinTime(0.2);

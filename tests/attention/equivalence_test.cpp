@@ -199,10 +199,11 @@ TEST_P(Equivalence, AUsedContextEqualsAFreshOne) {
 
 TEST(AutomaticMode, ABatchOfPrefillAndDecodeEqualsItsSequencesAlone) {
   TestLayer layer(small_config());
-  ASSERT_EQ(choose_mode(layer.config(), 0, 100), Mode::decompressed);
-  ASSERT_EQ(choose_mode(layer.config(), 200, 1), Mode::absorbed);
   const Index past[] = {200, 0, 300, 100, 0}, tokens[] = {1, 100, 1, 0, 65};
   for (simd::Isa isa : supported_isas()) {
+    const AttentionSpeed speed = attention_speed(isa, DType::float32, DType::float32);
+    ASSERT_EQ(choose_mode(layer.config(), 0, 100, speed), Mode::decompressed);
+    ASSERT_EQ(choose_mode(layer.config(), 200, 1, speed), Mode::absorbed);
     Context context(simd::kernels_for(isa));
     std::vector<LatentKVCache<float>> batched, alone;
     for (Index p : past) {
@@ -217,7 +218,7 @@ TEST(AutomaticMode, ABatchOfPrefillAndDecodeEqualsItsSequencesAlone) {
     layer.layer.forward(x, batch, out, context);
     Index first = 0;
     for (std::size_t s = 0; s < std::size(past); ++s) {
-      const Mode mode = choose_mode(layer.config(), past[s], tokens[s]);
+      const Mode mode = choose_mode(layer.config(), past[s], tokens[s], speed);
       const RowMajorMatrix expected =
           run(layer, x.middleRows(first, tokens[s]), alone[s], context, {.mode = mode});
       EXPECT_TRUE(same_bits(out.middleRows(first, tokens[s]), expected))
@@ -229,10 +230,35 @@ TEST(AutomaticMode, ABatchOfPrefillAndDecodeEqualsItsSequencesAlone) {
 
 TEST(AutomaticMode, DecodesAbsorbedAndPrefillsLongPromptsDecompressed) {
   for (const auto& config : {AttentionConfig::deepseek_v3(), AttentionConfig::deepseek_v2_lite(),
-                             AttentionConfig::kimi_k2()}) {
-    for (Index past : {100, 4000, 100'000})
-      EXPECT_EQ(choose_mode(config, past, 1), Mode::absorbed) << past;
-    EXPECT_EQ(choose_mode(config, 0, 4096), Mode::decompressed);
+                             AttentionConfig::kimi_k2()})
+    for (simd::Isa isa : simd::kAllIsas)
+      for (DType cache : {DType::float32, DType::bfloat16, DType::float16}) {
+        const AttentionSpeed speed = attention_speed(isa, DType::bfloat16, cache);
+        for (Index past : {100, 4000, 100'000})
+          EXPECT_EQ(choose_mode(config, past, 1, speed), Mode::absorbed) << past;
+        EXPECT_EQ(choose_mode(config, 0, 4096, speed), Mode::decompressed);
+      }
+}
+
+// Fast products make what is not a product count.
+TEST(AutomaticMode, DependsOnTheSpeedOfTheKernels) {
+  const AttentionConfig config = AttentionConfig::deepseek_v3();
+  const auto mode = [&](simd::Isa isa, DType cache) {
+    return choose_mode(config, 192, 64, attention_speed(isa, DType::bfloat16, cache));
+  };
+  EXPECT_EQ(mode(simd::Isa::avx512, DType::bfloat16), Mode::absorbed);
+  EXPECT_EQ(mode(simd::Isa::amx, DType::bfloat16), Mode::decompressed);
+}
+
+// The work of attention_time() is that of attention_cost() where whole tiles are full.
+TEST(AutomaticMode, CountsTheSameWorkAtEqualSpeeds) {
+  const AttentionConfig config = AttentionConfig::deepseek_v3();
+  const AttentionSpeed one = {1, 1, 1, 1, std::numeric_limits<double>::infinity(), 1};
+  for (Index past : {0, 1000}) {
+    const AttentionCost work = attention_cost(config, past, 64);
+    const AttentionCost time = attention_time(config, past, 64, one);
+    EXPECT_DOUBLE_EQ(time.absorbed, work.absorbed);
+    EXPECT_DOUBLE_EQ(time.decompressed, work.decompressed);
   }
 }
 

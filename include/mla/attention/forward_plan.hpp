@@ -43,7 +43,7 @@ class ForwardPlan {
   /// Throws std::invalid_argument for whatever does not fit, std::bad_alloc if the caches cannot
   /// grow; changes nothing that can be seen.
   ForwardPlan(const AttentionConfig& config, Index tokens, std::span<const Sequence<T>> batch,
-              const ForwardOptions& options, Workspace& workspace)
+              const ForwardOptions& options, const AttentionSpeed& speed, Workspace& workspace)
       : batch_(batch),
         padded_tokens_(tokens),
         source_rows_(workspace.take<Index>(tokens)),
@@ -59,7 +59,8 @@ class ForwardPlan {
       first += sequence.tokens;
       const Index added = tokens_ - before, past = sequence.cache->size();
       sequences_[s] = {sequence.cache, before, added};
-      modes_[s] = options.mode == Mode::automatic ? choose_mode(config, past, added) : options.mode;
+      modes_[s] =
+          options.mode == Mode::automatic ? choose_mode(config, past, added, speed) : options.mode;
     }
     for (std::size_t s = 0; s < batch.size(); ++s)
       batch[s].cache->reserve(batch[s].cache->size() + sequences_[s].tokens);

@@ -134,6 +134,9 @@ class LatentDecompression {
         value_head_stride_(weights.split_kv_b() ? config.v_head_dim : key_head_stride_),
         first_value_row_(weights.split_kv_b() ? 0 : config.qk_nope_head_dim) {}
 
+  /// Type of kv_b_proj.
+  DType dtype() const noexcept { return keys_.dtype; }
+
   /// queries [tokens, heads * (nope + rope)] -> latent_queries [tokens, heads * (rank + rope)], by
   /// head [q_nope * W_UK | q_rope].
   void absorb(MatrixView<const float> queries, MatrixView<float> latent_queries,

@@ -75,7 +75,7 @@ class MultiheadLatentAttention {
     require(out.rows() == x.rows() && out.cols() == x.cols(), "out must have shape [", x.rows(),
             ", ", x.cols(), "], got [", out.rows(), ", ", out.cols(), "]");
     const Workspace::Scope scope(context.workspace());
-    ForwardPlan<T> plan(config_, x.rows(), batch, options, context.workspace());
+    ForwardPlan<T> plan(config_, x.rows(), batch, options, speed<T>(context), context.workspace());
     const MatrixView<const float> all(x.data(), x.rows(), x.cols(), x.outerStride());
     const MatrixView<float> result(out.data(), out.rows(), out.cols(), out.outerStride());
     if (plan.tokens() == 0) {
@@ -106,7 +106,7 @@ class MultiheadLatentAttention {
     const Workspace::Scope scope(context.workspace());
     const Sequence<T> sequence = {&cache, x.rows()};
     const ForwardPlan<T> plan(config_, x.rows(), std::span(&sequence, 1), options,
-                              context.workspace());
+                              speed<T>(context), context.workspace());
     if (plan.tokens() == 0) return;
     const auto real = context.workspace().take_matrix<float>(plan.tokens(), x.cols());
     plan.gather({x.data(), x.rows(), x.cols(), x.outerStride()}, real);
@@ -117,6 +117,11 @@ class MultiheadLatentAttention {
   void check_width(const Eigen::Ref<const RowMajorMatrix>& x) const {
     require(x.cols() == config_.hidden_size, "x must have hidden_size ", config_.hidden_size,
             " columns, got ", x.cols());
+  }
+
+  template <StorageElement T>
+  AttentionSpeed speed(const Context& context) const noexcept {
+    return attention_speed(context.kernels().isa, decompression_.dtype(), kDTypeOf<T>);
   }
 
   template <StorageElement T>
