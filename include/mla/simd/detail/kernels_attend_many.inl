@@ -13,6 +13,7 @@ struct FloatTile {
   const float* value;
   Index stride;
   Index count;
+  Index key_width, tail_width, value_width;
 };
 
 // Rows [first, + rows) of the queries, and the state of their softmax with a lane for each. The
@@ -61,8 +62,14 @@ template <class T>
 MLA_INLINE FloatTile float_tile(const KeyValueRows<T>& keys, const T* row, Index count,
                                 float* memory) {
   if constexpr (std::is_same_v<T, float>) {
-    return {row + keys.key_offset, row + keys.tail_offset, row + keys.value_offset, keys.row_stride,
-            count};
+    return {row + keys.key_offset,
+            row + keys.tail_offset,
+            row + keys.value_offset,
+            keys.row_stride,
+            count,
+            keys.key_width,
+            keys.tail_width,
+            keys.value_width};
   } else {
     const Index width = keys.key_width + keys.tail_width;
     // A latent cache's value is part of its key: once is enough.
@@ -76,14 +83,15 @@ MLA_INLINE FloatTile float_tile(const KeyValueRows<T>& keys, const T* row, Index
       if (!shared) to_float(row + keys.value_offset, keys.value_width, to + width);
     }
     const Index value = shared ? keys.value_offset - keys.key_offset : width;
-    return {memory, memory + keys.key_width, memory + value, stride, count};
+    return {memory, memory + keys.key_width, memory + value,  stride,
+            count,  keys.key_width,          keys.tail_width, keys.value_width};
   }
 }
 
 // scores[k][row] = query[row] . key[k] for kKeys keys, along two stretches of the key.
-template <int kVectors, int kKeys, class T>
-MLA_INLINE void score_keys(const float* packed, const FloatTile& tile, const KeyValueRows<T>& keys,
-                           Index k, float (*scores)[kBlockRows]) {
+template <int kVectors, int kKeys>
+MLA_INLINE void score_keys(const float* packed, const FloatTile& tile, Index k,
+                           float (*scores)[kBlockRows]) {
   F32 acc[kKeys][kVectors] = {};
   const auto accumulate = [&](const float* query, const float* key, Index width) {
     for (Index d = 0; d < width; ++d) {
@@ -95,9 +103,9 @@ MLA_INLINE void score_keys(const float* packed, const FloatTile& tile, const Key
       }
     }
   };
-  accumulate(packed, tile.key + k * tile.stride, keys.key_width);
-  accumulate(packed + keys.key_width * kVectors * kLanes, tile.tail + k * tile.stride,
-             keys.tail_width);
+  accumulate(packed, tile.key + k * tile.stride, tile.key_width);
+  accumulate(packed + tile.key_width * kVectors * kLanes, tile.tail + k * tile.stride,
+             tile.tail_width);
   MLA_UNROLL (j, kKeys)
     MLA_UNROLL (v, kVectors) store(scores[k + j] + v * kLanes, acc[j][v]);
 }
@@ -138,11 +146,11 @@ inline void softmax_block(float (*scores)[kBlockRows], Index count, const float*
 // all of them see together, then row by row, so that no row touches a key that it must not see.
 template <int kRows>
 MLA_INLINE void value_rows(const float* scores, const float* factor, const Index* seen,
-                           const FloatTile& tile, Index value_width, float* out, Index out_stride) {
+                           const FloatTile& tile, float* out, Index out_stride) {
   Index common = tile.count;
   MLA_UNROLL (r, kRows) common = seen[r] < common ? seen[r] : common;
-  for_column_vectors<kValueColumns>(value_width, [&](auto cols, Index c, const auto& load_row,
-                                                     const auto& save) {
+  for_column_vectors<kValueColumns>(tile.value_width, [&](auto cols, Index c, const auto& load_row,
+                                                          const auto& save) {
     F32 acc[kRows][cols.value];
     MLA_UNROLL (r, kRows)
       MLA_UNROLL (j, cols.value)
@@ -163,10 +171,8 @@ MLA_INLINE void value_rows(const float* scores, const float* factor, const Index
 }
 
 // One block over one tile, whose first key is the sequence's number first_key.
-template <class T>
-void attend_block(const QueryRows& queries, const QueryBlock& block, const FloatTile& tile,
-                  const KeyValueRows<T>& keys, Index first_key, float scale,
-                  const SoftmaxState& state) noexcept {
+inline void attend_block(const QueryRows& queries, const QueryBlock& block, const FloatTile& tile,
+                         Index first_key, float scale, const SoftmaxState& state) noexcept {
   Index seen[kBlockRows];
   alignas(64) float visible[kBlockRows] = {};
   Index most = 0;
@@ -182,7 +188,7 @@ void attend_block(const QueryRows& queries, const QueryBlock& block, const Float
   alignas(64) float factor[kBlockRows];
   const auto score = [&](auto vectors) {
     for_tiles<kScoreKeys>(most, [&](auto count, Index k) {
-      score_keys<vectors.value, count.value>(block.packed, tile, keys, k, scores);
+      score_keys<vectors.value, count.value>(block.packed, tile, k, scores);
     });
   };
   if (block.lanes == kLanes)
@@ -191,7 +197,7 @@ void attend_block(const QueryRows& queries, const QueryBlock& block, const Float
     score(TileSize<2>());
   softmax_block(scores, most, visible, scale, block, factor);
   for_tiles<kValueRows>(block.rows, [&](auto rows, Index r) {
-    value_rows<rows.value>(scores[0] + r, factor + r, seen + r, tile, keys.value_width,
+    value_rows<rows.value>(scores[0] + r, factor + r, seen + r, tile,
                            state.out + (block.first + r) * state.out_stride, state.out_stride);
   });
 }
@@ -217,7 +223,7 @@ void attend_many(const QueryRows& queries, const KeyValueRows<T>& keys, float so
   for_key_tiles(keys, [&](const T* row, Index first_key, Index count) {
     const FloatTile tile = float_tile(keys, row, count, widened);
     for_blocks([&](const QueryBlock& block) {
-      attend_block(queries, block, tile, keys, first_key, softmax_scale * kLog2E, state);
+      attend_block(queries, block, tile, first_key, softmax_scale * kLog2E, state);
     });
   });
   for_blocks([&](const QueryBlock& block) { finish_block(block, state); });

@@ -88,30 +88,35 @@ MLA_INLINE void for_linear_blocks(Index tokens, Index in, const Block& block) {
 
 // Brings weights that come next into the second cache, some cache lines with each of the products
 // before.
-template <class T>
 class WeightsAhead {
  public:
   // `products` before those of `weight`.
+  template <class T>
   WeightsAhead(MatrixView<const T> weight, Index products)
-      : weight_(weight),
-        lines_(((weight.cols + kLine - 1) / kLine * weight.rows + products - 1) / products) {}
+      : row_(reinterpret_cast<const char*>(weight.data)),
+        stride_(weight.stride * static_cast<Index>(sizeof(T))),
+        bytes_(weight.cols * static_cast<Index>(sizeof(T))),
+        rows_(weight.rows),
+        lines_(((bytes_ + kLine - 1) / kLine * rows_ + products - 1) / products) {}
 
   MLA_INLINE void step() {
-    for (Index n = 0; n < lines_ && row_ < weight_.rows; ++n) {
-      __builtin_prefetch(weight_.row(row_) + input_, 0, 2);
-      input_ += kLine;
-      if (input_ < weight_.cols) continue;
-      input_ = 0;
-      ++row_;
+    for (Index n = 0; n < lines_ && rows_ > 0; ++n) {
+      __builtin_prefetch(row_ + at_, 0, 2);
+      at_ += kLine;
+      if (at_ < bytes_) continue;
+      at_ = 0;
+      row_ += stride_;
+      --rows_;
     }
   }
 
  private:
-  static constexpr Index kLine = 64 / sizeof(T);
+  static constexpr Index kLine = 64;
 
-  MatrixView<const T> weight_;
-  Index lines_;
-  Index row_ = 0, input_ = 0;
+  const char* row_;
+  Index stride_, bytes_, rows_;
+  Index lines_;  // at a step
+  Index at_ = 0;
 };
 
 // out = or += x * weight^T for inputs [i, + inputs), kTokens of the tokens at a time by all
@@ -164,11 +169,8 @@ MLA_INLINE MatrixView<const float> copy_block(MatrixView<const T> rows, float* m
 }
 
 // out = or += x * weight^T of copied blocks, while weights that come next are brought to the cache.
-template <class T>
-void multiply_blocks(MatrixView<const float> x, MatrixView<const float> weight, bool add,
-                     MatrixView<float> out, MatrixView<const T> next) noexcept {
-  WeightsAhead ahead(next, (x.rows + kTokenTile - 1) / kTokenTile *
-                               ((weight.rows + kFeatureTile - 1) / kFeatureTile));
+inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> weight, bool add,
+                            MatrixView<float> out, WeightsAhead ahead) noexcept {
   for_tiles<kTokenTile>(x.rows, [&](auto rows, Index t) {
     for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
       ahead.step();
@@ -198,8 +200,10 @@ void linear_many(MatrixView<const float> x, MatrixView<const T> weight, MatrixVi
       features = block.rows;
       const auto next = o + features < weight.rows ? inputs_from(features_from(o + features), i)
                                                    : inputs_from(features_from(0), i + block.cols);
+      const Index products =
+          (x.rows + kTokenTile - 1) / kTokenTile * ((features + kFeatureTile - 1) / kFeatureTile);
       multiply_blocks(xs, copy_block(block, blocks.weight), i > 0, out.col_range(o, features),
-                      next);
+                      WeightsAhead(next, products));
     }
   }
 }

@@ -43,7 +43,7 @@ inline void copy_tiles(MatrixView<const bfloat16> weight, bfloat16* tiles, Index
 // sums (+)= weight * x for inputs [first, ...) that are in A tiles.
 inline void multiply_block(const bfloat16* packed, Index in, Index first, Index inputs,
                            const bfloat16* weights, Index stride, Index strips, Index tokens,
-                           const AmxBlocks& blocks, WeightsAhead<bfloat16>& ahead) {
+                           const AmxBlocks& blocks, WeightsAhead& ahead) {
   const Index tile = kTileSide * kTileSide;
   const TileSteps sums = {0, AmxBlocks::kTokens * kTileSide, kTileSide};
   const TileSteps rows = {kTileDepth, kTileSide * stride, stride};
@@ -90,7 +90,7 @@ inline void linear_few(const bfloat16* packed, MatrixView<const bfloat16> weight
     const MatrixView<const bfloat16> block = weight.col_range(i, inputs);
     const bool whole = inputs % kTileDepth == 0 && weight.rows % kTileSide == 0;
     if (!whole) copy_tiles(block, blocks.weights, AmxBlocks::kFewStride);
-    WeightsAhead<bfloat16> ahead({}, 1);  // long rows, which the processor foresees
+    WeightsAhead ahead(MatrixView<const bfloat16>(), 1);  // long rows, which the processor foresees
     multiply_block(packed, weight.cols, i, inputs, whole ? block.data : blocks.weights,
                    whole ? block.stride : AmxBlocks::kFewStride,
                    round_up(weight.rows, kTileSide) / kTileSide, out.rows, blocks, ahead);
@@ -110,7 +110,7 @@ inline void linear_many(const bfloat16* packed, MatrixView<const bfloat16> weigh
     };
     inputs = inputs_from(i);
     copy_tiles(weight.col_range(i, inputs), blocks.weights, AmxBlocks::kStride);
-    WeightsAhead<bfloat16> ahead(weight.col_range(i + inputs, inputs_from(i + inputs)), products);
+    WeightsAhead ahead(weight.col_range(i + inputs, inputs_from(i + inputs)), products);
     multiply_block(packed, weight.cols, i, inputs, blocks.weights, AmxBlocks::kStride, strips,
                    out.rows, blocks, ahead);
   }

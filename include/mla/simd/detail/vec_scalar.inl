@@ -15,15 +15,16 @@ struct F32 {
 };
 
 MLA_INLINE F32 set1(float x) { return {Native{x, x, x, x}}; }
-// Loaded once: g++ may otherwise load it again at each use.
-MLA_INLINE F32 in_register(F32 a) {
-  asm("" : "+x"(a.v));
-  return a;
-}
+MLA_INLINE F32 in_register(F32 a) { return a; }
 MLA_INLINE F32 zero() { return set1(0.0f); }
 
 template <class T>
 MLA_INLINE F32 load(const T* p) {
+  return {Native{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+                 static_cast<float>(p[3])}};
+}
+// float16 takes dozens of instructions, which are not repeated in each loop.
+[[gnu::noinline]] inline F32 load(const float16* p) {
   return {Native{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
                  static_cast<float>(p[3])}};
 }
