@@ -142,16 +142,18 @@ class AbsorbedAttention {
                     std::max(kMostRows * parts, kPartialFloats / config_.kv_lora_rank));
   }
 
+  // As many rows as leave the workers with little to wait for each other: keys are packed again for
+  // each group.
   Index rows_of_group(std::span<const CachedTokens<T>> batch, Index workers) const noexcept {
     Index rows = kMostRows;
-    const auto tasks = [&] {
-      Index count = 0;
+    const auto well_shared = [&] {
+      Index tasks = 0;
       for (const CachedTokens<T>& sequence : batch)
-        count += (sequence.tokens * config_.num_attention_heads + rows - 1) / rows *
+        tasks += (sequence.tokens * config_.num_attention_heads + rows - 1) / rows *
                  parts_of(sequence.cache->size());
-      return count;
+      return 4 * tasks >= 3 * ((tasks + workers - 1) / workers) * workers;
     };
-    while (workers > 1 && rows > kLeastRows && tasks() < 2 * workers) rows /= 2;
+    while (rows > kLeastRows && !well_shared()) rows /= 2;
     return rows;
   }
 
