@@ -1,6 +1,7 @@
 #ifndef MLA_ATTENTION_SOFTMAX_ROWS_HPP_
 #define MLA_ATTENTION_SOFTMAX_ROWS_HPP_
 
+#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -52,7 +53,7 @@ class SoftmaxRows {
   /// Divides row r by its sum, to `out` [value width], which may be the row. 0 if it saw no key.
   Total finish(Index r, float* out) const noexcept {
     const float scale = sum_[r] == 0.0f ? 0.0f : 1.0f / sum_[r];
-    for (Index c = 0; c < out_.cols; ++c) out[c] = out_(r, c) * scale;
+    row_of(out) = row_of(out_.row(r)) * scale;
     return {maximum_[r], sum_[r]};
   }
 
@@ -69,14 +70,17 @@ class SoftmaxRows {
       if (sum_[row] == 0.0f) continue;  // saw nothing
       const float weight = std::exp2(maximum_[row] - maximum);
       sum += weight * sum_[row];
-      for (Index c = 0; c < out_.cols; ++c) out[c] += weight * out_(row, c);
+      row_of(out) += weight * row_of(out_.row(row));
     }
     const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
-    for (Index c = 0; c < out_.cols; ++c) out[c] *= scale;
+    row_of(out) *= scale;
     return {maximum, sum};
   }
 
  private:
+  // Eigen takes several elements at a time, which g++ -O2 would not.
+  Eigen::Map<Eigen::ArrayXf> row_of(float* p) const noexcept { return {p, out_.cols}; }
+
   MatrixView<float> out_;
   float* maximum_ = nullptr;
   float* sum_ = nullptr;
