@@ -4,6 +4,7 @@
 #include <new>
 #include <vector>
 
+#include "support/cache_types.hpp"
 #include "support/counting_operator_new.hpp"
 #include "support/executors.hpp"
 #include "support/test_configs.hpp"
@@ -32,14 +33,7 @@ class Allocation : public ::testing::Test {
     EXPECT_EQ(cache.size(), 90);
   }
 };
-struct Names {
-  template <class T>
-  static std::string GetName(int) {
-    return name_of(kDTypeOf<T>);
-  }
-};
-using Elements = ::testing::Types<float, bfloat16, float16>;
-TYPED_TEST_SUITE(Allocation, Elements, Names);
+TYPED_TEST_SUITE(Allocation, CacheTypes, TypeNames);
 
 TYPED_TEST(Allocation, ADecodingStepAllocatesNothingAfterTheFirst) {
   for (Mode mode : {Mode::absorbed, Mode::decompressed, Mode::automatic}) {

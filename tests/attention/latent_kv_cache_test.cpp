@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/cache_types.hpp"
 #include "support/compare.hpp"
 #include "support/random.hpp"
 #include "support/test_configs.hpp"
@@ -25,14 +26,7 @@ void append(LatentKVCache<T>& cache, const std::vector<Index>& positions, Random
 
 template <class T>
 class LatentKVCacheOf : public ::testing::Test {};
-struct Names {
-  template <class T>
-  static std::string GetName(int) {
-    return name_of(kDTypeOf<T>);
-  }
-};
-using Elements = ::testing::Types<float, bfloat16, float16>;
-TYPED_TEST_SUITE(LatentKVCacheOf, Elements, Names);
+TYPED_TEST_SUITE(LatentKVCacheOf, CacheTypes, TypeNames);
 
 TYPED_TEST(LatentKVCacheOf, KeepsRowsRoundedToItsElementType) {
   LatentKVCache<TypeParam> cache(small_config());

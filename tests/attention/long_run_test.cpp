@@ -7,14 +7,12 @@
 #include <span>
 #include <vector>
 
+#include "attention/tolerances.hpp"
 #include "support/test_configs.hpp"
 #include "support/test_layer.hpp"
 
 namespace mla::test {
 namespace {
-
-// As reference_agreement_test.cpp states it: all arithmetic is in float32. Tiny dims average less.
-constexpr double kTolerance = 1e-5;
 
 // Sanitizers keep what was freed, and leak checks of their own.
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -69,7 +67,7 @@ class LongRun {
       x.row(t) = text_[static_cast<std::size_t>(t)];
       out.row(t) = outputs_[static_cast<std::size_t>(t)];
     }
-    return close(out, reference_output(layer_, x, positions_), kTolerance);
+    return close(out, reference_output(layer_, x, positions_), kTinyFloat32Tolerance);
   }
   std::size_t bytes() noexcept {
     return cache_.bytes_allocated() + context_.workspace().bytes_allocated();
@@ -134,7 +132,7 @@ TEST(LongRun, PositionsBeyondAMillionAreTheReference) {
               x.row(t), cache, out.row(t), context,
               {.mode = mode,
                .position_ids = std::span(positions).subspan(static_cast<std::size_t>(t), 1)});
-        EXPECT_TRUE(close(out, expected, kTolerance)) << theta << " from " << first;
+        EXPECT_TRUE(close(out, expected, kTinyFloat32Tolerance)) << theta << " from " << first;
       }
     }
 }

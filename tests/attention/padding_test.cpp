@@ -8,15 +8,13 @@
 #include <string>
 #include <vector>
 
+#include "attention/tolerances.hpp"
 #include "support/modes.hpp"
 #include "support/test_configs.hpp"
 #include "support/test_layer.hpp"
 
 namespace mla::test {
 namespace {
-
-// As reference_agreement_test.cpp states it.
-constexpr double kTolerance = 4e-6;
 
 using Mask = std::vector<std::uint8_t>;
 
@@ -56,7 +54,8 @@ class Padding : public EveryIsaAndMode {
     Context context(kernels());
     LatentKVCache<float> cache(layer.config());
     const auto out = run(layer, x, cache, context, {.mode = mode(), .attention_mask = mask});
-    EXPECT_TRUE(close(rows_where(out, mask, 1), rows_where(expected, mask, 1), kTolerance)) << what;
+    EXPECT_TRUE(close(rows_where(out, mask, 1), rows_where(expected, mask, 1), kFloat32Tolerance))
+        << what;
     const RowMajorMatrix padding = rows_where(out, mask, 0);
     EXPECT_TRUE(same_bits(padding, RowMajorMatrix::Zero(padding.rows(), padding.cols()))) << what;
     const auto cached = cache.positions();
@@ -197,7 +196,7 @@ TEST_F(Positions, OfAHundredThousandAndMoreKeepTheTolerance) {
     for (Mode mode : {Mode::absorbed, Mode::decompressed})
       EXPECT_TRUE(
           close(run_fresh<float>(layer, x, context_, {.mode = mode, .position_ids = positions}),
-                reference_output(layer, x, positions), kTolerance));
+                reference_output(layer, x, positions), kFloat32Tolerance));
   }
 }
 
@@ -209,7 +208,7 @@ TEST_F(Positions, GapsMatterAndACommonOffsetDoesNot) {
   const DoubleMatrix plain = run_fresh<float>(layer, x, context_).cast<double>();
   // Both are rounded, so twice the tolerance; cos and sin of other angles round differently too.
   EXPECT_TRUE(close(run_fresh<float>(layer, x, context_, {.position_ids = shifted}), plain,
-                    2.0 * kTolerance));
+                    2.0 * kFloat32Tolerance));
   EXPECT_GT(relative_error(run_fresh<float>(layer, x, context_, {.position_ids = gaps}), plain),
             0.05);
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "attention/tolerances.hpp"
 #include "support/isas.hpp"
 #include "support/kernel_oracle.hpp"
 #include "support/test_configs.hpp"
@@ -12,13 +13,6 @@
 
 namespace mla::test {
 namespace {
-
-// As reference_agreement_test.cpp states it: all arithmetic is in float32.
-constexpr double kTolerance = 4e-6;
-
-// With bfloat16 arithmetic: a few roundings by up to 2^-9 on the way of each number; measured
-// 0.0053 of the largest output on these layers.
-constexpr double kBFloat16Tolerance = 0.01;
 
 class WeightPrecision : public EveryIsa {};
 MLA_FOR_EVERY_ISA(WeightPrecision);
@@ -39,7 +33,7 @@ TEST_P(WeightPrecision, WeightsOfEveryTypeKeepTheToleranceOfFloat32) {
       Context context(kernels());
       const bool rounds = simd::precision_of(kernels().isa) == Precision::bfloat16 &&
                           (options.dtype == DType::bfloat16 || options.mixed_dtypes);
-      const double tolerance = rounds ? kBFloat16Tolerance : kTolerance;
+      const double tolerance = rounds ? kBFloat16Tolerance : kFloat32Tolerance;
       for (Mode mode : {Mode::absorbed, Mode::decompressed})
         EXPECT_TRUE(close(run_fresh<float>(layer, x, context, {.mode = mode}), expected, tolerance))
             << name_of(options.dtype) << " mixed " << options.mixed_dtypes;
@@ -122,7 +116,7 @@ class CachePrecision : public EveryIsa {
       const RowMajorMatrix out = run(layer, x, cache, context, {.mode = mode});
       const bool rounds = precision_for<T>(kernels()) == Precision::bfloat16;
       EXPECT_TRUE(close(out, attention_over_cached_rows(layer, x, cache),
-                        rounds ? kBFloat16Tolerance : kTolerance))
+                        rounds ? kBFloat16Tolerance : kFloat32Tolerance))
           << name_of(kDTypeOf<T>);
       EXPECT_TRUE(close(out, exact, bound)) << name_of(kDTypeOf<T>);
       EXPECT_GT(relative_error(out, exact), bound / 10.0) << "the bound says nothing";
@@ -137,7 +131,7 @@ TEST_P(CachePrecision, AFloat32CacheRoundsNothing) {
   Context context(kernels());
   LatentKVCache<float> cache(layer.config());
   const RowMajorMatrix out = run(layer, x, cache, context);
-  EXPECT_TRUE(close(out, attention_over_cached_rows(layer, x, cache), kTolerance));
+  EXPECT_TRUE(close(out, attention_over_cached_rows(layer, x, cache), kFloat32Tolerance));
 }
 
 // Rounding to 8 bits is 2^-9 = 0.002 of each element; measured 0.0030 of the largest output.

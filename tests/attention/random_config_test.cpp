@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "attention/tolerances.hpp"
 #include "support/executors.hpp"
 #include "support/isas.hpp"
 #include "support/test_configs.hpp"
@@ -30,11 +31,6 @@ using ::testing::AssertionFailure;
 using ::testing::AssertionResult;
 using ::testing::AssertionSuccess;
 
-// Of the largest output. Tiny dims average less than those of reference_agreement_test.cpp, so
-// single roundings show.
-constexpr double kTolerance = 1e-5;
-// With bfloat16 arithmetic, as precision_test.cpp states it, and tiny dims.
-constexpr double kBFloat16Tolerance = 0.03;
 // Some layers magnify roundings: a norm over one or two numbers near zero divides by little. Their
 // tolerance is a multiple of what float32 arithmetic in another order, or inputs that are rounded
 // differently, do to the reference.
@@ -365,13 +361,14 @@ class RandomLayer {
   }
 
   // Whether a difference is no larger than what float32 has to lose, as a part of the largest
-  // element. What that is where kTolerance is too little is found out only there.
+  // element. What that is where kTinyFloat32Tolerance is too little is found out only there.
   AssertionResult small(const DoubleMatrix& difference, const DoubleMatrix& expected,
                         DoubleMatrix ReferenceResult::*what) {
     if (expected.size() == 0) return AssertionSuccess();
     const double largest = expected.cwiseAbs().maxCoeff();
     const double error = difference.cwiseAbs().template maxCoeff<Eigen::PropagateNaN>() / largest;
-    if (error <= (rounds() ? kBFloat16Tolerance : kTolerance)) return AssertionSuccess();
+    if (error <= (rounds() ? kTinyBFloat16Tolerance : kTinyFloat32Tolerance))
+      return AssertionSuccess();
     const auto& [x, positions, mask] = prompt_;
     const auto distance = [&](const ReferenceResult& other) {
       return (other.*what - exact_.*what).cwiseAbs().maxCoeff() /

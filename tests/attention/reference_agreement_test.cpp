@@ -3,16 +3,13 @@
 
 #include <vector>
 
+#include "attention/tolerances.hpp"
 #include "support/isas.hpp"
 #include "support/test_configs.hpp"
 #include "support/test_layer.hpp"
 
 namespace mla::test {
 namespace {
-
-// Measured over all configurations, instruction sets and modes: at most 1.9e-6 of the largest
-// output. It is the rounding of float32 (6e-8) through five matrix products and the softmax.
-constexpr double kTolerance = 4e-6;
 
 class ReferenceAgreement : public ::testing::TestWithParam<TestConfig> {};
 
@@ -30,7 +27,7 @@ TEST_P(ReferenceAgreement, AbsorbedAndDecompressedAreTheReference) {
       Context context(simd::kernels_for(isa));
       const ForwardOptions options = {.mode = mode, .position_ids = positions};
       const auto out = run_fresh<float>(layer, x, context, options);
-      EXPECT_TRUE(close(out, expected, kTolerance))
+      EXPECT_TRUE(close(out, expected, kFloat32Tolerance))
           << simd::name_of(isa) << " mode " << static_cast<int>(mode);
     }
 }

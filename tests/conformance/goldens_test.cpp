@@ -20,7 +20,7 @@ constexpr const char* kGoldens[] = {
     "rope_pair", "rope_tables", "tutorial_lesson", "tutorial_mini", "v2lite_mini", "v3_mini",
     "v3_real",   "yarn",        "yarn_gaps",       "yarn_mscale"};
 
-std::filesystem::path golden(const std::string& name) {
+std::filesystem::path golden_path(const std::string& name) {
   return std::filesystem::path(MLA_TEST_DATA) / "goldens" / (name + ".safetensors");
 }
 
@@ -32,7 +32,7 @@ void expect_pass(const CaseFile& file, const Options& options) {
 class Golden : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(Golden, HoldsOnEveryIsaInBothModesForAllElementTypes) {
-  const CaseFile file(golden(GetParam()));
+  const CaseFile file(golden_path(GetParam()));
   EXPECT_EQ(file.name(), GetParam());
   const bool large = file.name() == "v3_real";  // once, and on the weakest kernels
   for (const simd::Isa isa : supported_isas())
@@ -50,7 +50,8 @@ INSTANTIATE_TEST_SUITE_P(Files, Golden, ::testing::ValuesIn(kGoldens),
 
 TEST(Goldens, AreAllListedAbove) {
   std::size_t files = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(golden("v3_mini").parent_path()))
+  for (const auto& entry :
+       std::filesystem::directory_iterator(golden_path("v3_mini").parent_path()))
     files += entry.path().extension() == ".safetensors";
   EXPECT_EQ(files, std::size(kGoldens));
 }
@@ -60,7 +61,7 @@ TEST(Goldens, AreAllListedAbove) {
 TEST(Goldens, HoldToAMillionthInFloat32) {
   for (const std::string name : {"chunked", "decode", "long_flat", "padded_left", "rope_pair",
                                  "tutorial_mini", "v2lite_mini", "v3_mini", "yarn_gaps"}) {
-    const CaseFile file(golden(name));
+    const CaseFile file(golden_path(name));
     for (const Report& report : run_case(file, Options{}))
       for (const Check& check : report.checks)
         EXPECT_LT(check.relative(), 1e-6) << report.name << " " << report.mode << " " << check.name;
@@ -69,7 +70,7 @@ TEST(Goldens, HoldToAMillionthInFloat32) {
 
 // The case has a layer in both orders of rotary pairs; a report that lost one would say less.
 TEST(Goldens, RopePairChecksBothOrders) {
-  const CaseFile file(golden("rope_pair"));
+  const CaseFile file(golden_path("rope_pair"));
   for (const Report& report : run_case(file, Options{})) {
     std::vector<std::string> names;
     for (const Check& check : report.checks)
@@ -82,7 +83,7 @@ TEST(Goldens, RopePairChecksBothOrders) {
 // Rounded weights move the output by what the tolerance allows; the same weights in double show
 // that all of it is rounding.
 TEST(Goldens, RoundedWeightsAreHeldToTheSameWeightsInDouble) {
-  const CaseFile file(golden("nasty_logits"));
+  const CaseFile file(golden_path("nasty_logits"));
   for (const Report& report : run_case(file, {.weights = DType::bfloat16})) {
     ASSERT_EQ(report.checks[3].name, "same_weights.output");
     EXPECT_GT(report.checks[0].relative(), 1e-3);

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "support/cache_types.hpp"
 #include "support/full_disk.hpp"
 #include "support/safetensors_writer.hpp"
 #include "support/test_configs.hpp"
@@ -31,14 +32,7 @@ LatentKVCache<T> random_cache(const AttentionConfig& config, Index tokens, std::
 
 template <class T>
 class CacheSnapshotOf : public ::testing::Test {};
-struct Names {
-  template <class T>
-  static std::string GetName(int) {
-    return name_of(kDTypeOf<T>);
-  }
-};
-using Elements = ::testing::Types<float, bfloat16, float16>;
-TYPED_TEST_SUITE(CacheSnapshotOf, Elements, Names);
+TYPED_TEST_SUITE(CacheSnapshotOf, CacheTypes, TypeNames);
 
 TYPED_TEST(CacheSnapshotOf, ARestoredCacheContinuesBitForBit) {
   const TemporaryDirectory directory;
@@ -273,10 +267,10 @@ TEST_F(CacheSnapshot, AForgedFileIsRefusedByTheTensor) {
 TEST_F(CacheSnapshot, FieldsThatThisConfigurationDoesNotHaveAreRefused) {
   AttentionConfig plain = config_;
   plain.rope_scaling = {};
-  auto fields = detail::snapshot_fields(plain, DType::bfloat16, 1, "weights 1");
+  auto fields = mla::detail::snapshot_fields(plain, DType::bfloat16, 1, "weights 1");
   fields.emplace_back("mla_scale_kv_lora", "2");
   const LatentKVCache<bfloat16>* const caches[] = {&saved_};
-  detail::write_snapshot<bfloat16>(path_, fields, caches);
+  mla::detail::write_snapshot<bfloat16>(path_, fields, caches);
   EXPECT_TRUE(refused(plain, cache_, {"mla_scale_kv_lora is 2 in the snapshot"}));
 }
 

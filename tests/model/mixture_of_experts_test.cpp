@@ -15,7 +15,7 @@
 namespace mla::test {
 namespace {
 
-constexpr Index kHidden = 33, kIntermediate = 21;
+constexpr Index kHiddenSize = 33, kIntermediateSize = 21;
 
 MixtureOfExpertsConfig small_experts() {
   MixtureOfExpertsConfig config;
@@ -24,14 +24,14 @@ MixtureOfExpertsConfig small_experts() {
   config.n_group = 4;
   config.topk_group = 2;
   config.n_shared_experts = 2;
-  config.moe_intermediate_size = kIntermediate;
+  config.moe_intermediate_size = kIntermediateSize;
   return config;
 }
 
 /// Random weights of a mixture of experts, and their owner.
 struct RandomExperts {
   explicit RandomExperts(const MixtureOfExpertsConfig& config) : random(3) {
-    weights.router.gate = matrix(config.n_routed_experts, kHidden);
+    weights.router.gate = matrix(config.n_routed_experts, kHiddenSize);
     weights.router.e_score_correction_bias = matrix(1, config.n_routed_experts);
     for (Index e = 0; e < config.n_routed_experts; ++e)
       weights.experts.push_back(mlp(config.moe_intermediate_size));
@@ -39,8 +39,8 @@ struct RandomExperts {
   }
 
   MlpWeights mlp(Index intermediate) {
-    return {matrix(intermediate, kHidden), matrix(intermediate, kHidden),
-            matrix(kHidden, intermediate)};
+    return {matrix(intermediate, kHiddenSize), matrix(intermediate, kHiddenSize),
+            matrix(kHiddenSize, intermediate)};
   }
   WeightView matrix(Index rows, Index cols) {
     memory.push_back(random_elements<bfloat16>(rows * cols, random, 0.3));
@@ -78,24 +78,24 @@ TEST(Mlp, IsSwiGluInDouble) {
   RandomExperts owner(small_experts());
   for (const Index intermediate : {1, 15, 64, 513, 1025}) {
     const MlpWeights weights = owner.mlp(intermediate);
-    const Mlp mlp(weights, kHidden, intermediate);
-    const RowMajorMatrix x = random_matrix(5, kHidden, owner.random);
-    DoubleMatrix expected = DoubleMatrix::Zero(5, kHidden);
+    const Mlp mlp(weights, kHiddenSize, intermediate);
+    const RowMajorMatrix x = random_matrix(5, kHiddenSize, owner.random);
+    DoubleMatrix expected = DoubleMatrix::Zero(5, kHiddenSize);
     const auto gate = weights.gate_proj.as<bfloat16>(), up = weights.up_proj.as<bfloat16>();
     const auto down = weights.down_proj.as<bfloat16>();
     for (Index t = 0; t < 5; ++t)
       for (Index i = 0; i < intermediate; ++i) {
         double g = 0.0, u = 0.0;
-        for (Index c = 0; c < kHidden; ++c) {
+        for (Index c = 0; c < kHiddenSize; ++c) {
           g += static_cast<double>(x(t, c)) * static_cast<double>(static_cast<float>(gate(i, c)));
           u += static_cast<double>(x(t, c)) * static_cast<double>(static_cast<float>(up(i, c)));
         }
-        for (Index c = 0; c < kHidden; ++c)
+        for (Index c = 0; c < kHiddenSize; ++c)
           expected(t, c) +=
               g / (1.0 + std::exp(-g)) * u * static_cast<double>(static_cast<float>(down(c, i)));
       }
     RowMajorMatrix out = x;
-    const MatrixView<float> view(out.data(), 5, kHidden);
+    const MatrixView<float> view(out.data(), 5, kHiddenSize);
     Context context;
     mlp.forward(view, view, context);                         // in place
     EXPECT_TRUE(close(out, expected, 2e-6)) << intermediate;  // float32 sums of up to 1025
@@ -104,8 +104,8 @@ TEST(Mlp, IsSwiGluInDouble) {
 
 TEST(MixtureOfExperts, ATokensResultDoesNotDependOnTheOthersInTheCall) {
   RandomExperts owner(small_experts());
-  const MixtureOfExperts experts(small_experts(), owner.weights, kHidden);
-  const RowMajorMatrix x = random_matrix(70, kHidden, owner.random);
+  const MixtureOfExperts experts(small_experts(), owner.weights, kHiddenSize);
+  const RowMajorMatrix x = random_matrix(70, kHiddenSize, owner.random);
   for (const simd::Isa isa : supported_isas()) {
     Context context(simd::kernels_for(isa));
     const RowMajorMatrix all = run(experts, x, context);
@@ -124,25 +124,26 @@ TEST(MixtureOfExperts, ATokensResultDoesNotDependOnTheOthersInTheCall) {
 TEST(MixtureOfExperts, IsTheWeightedSumOfItsExpertsAndTheSharedOnes) {
   RandomExperts owner(small_experts());
   const MixtureOfExpertsConfig config = small_experts();
-  const MixtureOfExperts experts(config, owner.weights, kHidden);
-  const RowMajorMatrix x = random_matrix(9, kHidden, owner.random);
+  const MixtureOfExperts experts(config, owner.weights, kHiddenSize);
+  const RowMajorMatrix x = random_matrix(9, kHiddenSize, owner.random);
   Context context;
   const RowMajorMatrix out = run(experts, x, context);
   const Workspace::Scope scope(context.workspace());
   const ExpertChoice choice(config, 9, context.workspace());
-  experts.router().forward({x.data(), 9, kHidden}, choice, context);
+  experts.router().forward({x.data(), 9, kHiddenSize}, choice, context);
   for (Index t = 0; t < x.rows(); ++t) {
-    RowMajorMatrix sum = RowMajorMatrix::Zero(1, kHidden), part(1, kHidden);
-    const MatrixView<const float> row(x.row(t).data(), 1, kHidden);
-    const MatrixView<float> result(part.data(), 1, kHidden);
+    RowMajorMatrix sum = RowMajorMatrix::Zero(1, kHiddenSize), part(1, kHiddenSize);
+    const MatrixView<const float> row(x.row(t).data(), 1, kHiddenSize);
+    const MatrixView<float> result(part.data(), 1, kHiddenSize);
     for (Index e = 0; e < config.n_routed_experts; ++e)
       for (Index k = 0; k < config.num_experts_per_tok; ++k) {
         if (choice.experts(t, k) != e) continue;
-        Mlp(owner.weights.experts[static_cast<std::size_t>(e)], kHidden, kIntermediate)
+        Mlp(owner.weights.experts[static_cast<std::size_t>(e)], kHiddenSize, kIntermediateSize)
             .forward(row, result, context);
         sum += choice.weights(t, k) * part;
       }
-    Mlp(owner.weights.shared_experts, kHidden, 2 * kIntermediate).forward(row, result, context);
+    Mlp(owner.weights.shared_experts, kHiddenSize, 2 * kIntermediateSize)
+        .forward(row, result, context);
     sum += part;
     EXPECT_TRUE(same_bits(out.row(t), sum)) << t;
   }
@@ -150,19 +151,19 @@ TEST(MixtureOfExperts, IsTheWeightedSumOfItsExpertsAndTheSharedOnes) {
 
 TEST(MixtureOfExperts, AllTokensMayGoToTheSameExpertsAndThereMayBeNone) {
   RandomExperts owner(small_experts());
-  const MixtureOfExperts experts(small_experts(), owner.weights, kHidden);
-  const RowMajorMatrix one = random_matrix(1, kHidden, owner.random);
+  const MixtureOfExperts experts(small_experts(), owner.weights, kHiddenSize);
+  const RowMajorMatrix one = random_matrix(1, kHiddenSize, owner.random);
   const RowMajorMatrix same = one.replicate(130, 1);
   Context context;
   const RowMajorMatrix expected = run(experts, one, context).replicate(130, 1);
   EXPECT_TRUE(same_bits(run(experts, same, context), expected));
-  EXPECT_EQ(run(experts, RowMajorMatrix(0, kHidden), context).rows(), 0);
+  EXPECT_EQ(run(experts, RowMajorMatrix(0, kHiddenSize), context).rows(), 0);
 }
 
 TEST(MixtureOfExperts, NaNStaysInItsToken) {
   RandomExperts owner(small_experts());
-  const MixtureOfExperts experts(small_experts(), owner.weights, kHidden);
-  RowMajorMatrix x = random_matrix(4, kHidden, owner.random);
+  const MixtureOfExperts experts(small_experts(), owner.weights, kHiddenSize);
+  RowMajorMatrix x = random_matrix(4, kHiddenSize, owner.random);
   Context context;
   const RowMajorMatrix before = run(experts, x, context);
   x(2, 5) = std::numeric_limits<float>::quiet_NaN();
@@ -175,16 +176,17 @@ TEST(MixtureOfExperts, RefusesWeightsThatDoNotFit) {
   const auto refused = [](auto change, std::initializer_list<const char*> parts) {
     RandomExperts owner(small_experts());
     change(owner);
-    EXPECT_TRUE(refuses([&] { MixtureOfExperts(small_experts(), owner.weights, kHidden); }, parts));
+    EXPECT_TRUE(
+        refuses([&] { MixtureOfExperts(small_experts(), owner.weights, kHiddenSize); }, parts));
   };
   refused([](auto& o) { o.weights.experts.pop_back(); }, {"n_routed_experts", "12", "11"});
   refused([](auto& o) { o.weights.shared_experts = {}; }, {"n_shared_experts", "2", "missing"});
-  refused([](auto& o) { o.weights.shared_experts = o.mlp(kIntermediate); },
+  refused([](auto& o) { o.weights.shared_experts = o.mlp(kIntermediateSize); },
           {"gate_proj", "[42, 33]", "[21, 33]"});
-  refused([](auto& o) { o.weights.experts[5].down_proj = o.matrix(kHidden, 20); },
+  refused([](auto& o) { o.weights.experts[5].down_proj = o.matrix(kHiddenSize, 20); },
           {"down_proj", "[33, 21]", "[33, 20]"});
   refused([](auto& o) { o.weights.experts[5].up_proj = {}; }, {"up_proj", "missing"});
-  refused([](auto& o) { o.weights.router.gate = o.matrix(11, kHidden); },
+  refused([](auto& o) { o.weights.router.gate = o.matrix(11, kHiddenSize); },
           {"gate", "[12, 33]", "[11, 33]"});
 }
 

@@ -97,31 +97,32 @@ TEST(SpeculativeRule, GreedyIsACaseOfIt) {
 // probabilities by the model.
 class SampledText : public ::testing::TestWithParam<bool> {};
 
-constexpr Index kVocabulary = 5, kTokens = 4;
+constexpr Index kSmallVocabulary = 5, kTextTokens = 4;
 constexpr double kTemperature = 1.3;
 
 nlohmann::json tiny_vocabulary() {
   nlohmann::json config = synthetic_config();
-  config.update({{"vocab_size", kVocabulary}, {"num_hidden_layers", 2}, {"eos_token_id", nullptr}});
+  config.update(
+      {{"vocab_size", kSmallVocabulary}, {"num_hidden_layers", 2}, {"eos_token_id", nullptr}});
   return config;
 }
 
 std::vector<double> text_probabilities(const DecoderModel& model,
                                        const std::vector<TokenId>& prompt) {
-  TestSampler sampler(kVocabulary, kTemperature, 1);
+  TestSampler sampler(kSmallVocabulary, kTemperature, 1);
   std::vector<double> probabilities;
-  const auto texts = static_cast<Index>(std::pow(kVocabulary, kTokens));
+  const auto texts = static_cast<Index>(std::pow(kSmallVocabulary, kTextTokens));
   for (Index text = 0; text < texts; ++text) {
     std::vector<TokenId> tokens = prompt;
-    for (Index i = 0, rest = text; i < kTokens; ++i, rest /= kVocabulary)
-      tokens.push_back(static_cast<TokenId>(rest % kVocabulary));
+    for (Index i = 0, rest = text; i < kTextTokens; ++i, rest /= kSmallVocabulary)
+      tokens.push_back(static_cast<TokenId>(rest % kSmallVocabulary));
     DecoderState<float> state(model.config());
     const RowMajorMatrix logits = model.forward(tokens, state);
     double probability = 1.0;
     for (std::size_t i = prompt.size(); i < tokens.size(); ++i) {
-      const float* row = logits.data() + (static_cast<Index>(i) - 1) * kVocabulary;
-      std::vector<float> next(kVocabulary);
-      sampler.probabilities({row, kVocabulary}, {}, next);
+      const float* row = logits.data() + (static_cast<Index>(i) - 1) * kSmallVocabulary;
+      std::vector<float> next(kSmallVocabulary);
+      sampler.probabilities({row, kSmallVocabulary}, {}, next);
       probability *= static_cast<double>(next[static_cast<std::size_t>(tokens[i])]);
     }
     probabilities.push_back(probability);
@@ -135,20 +136,20 @@ TEST_P(SampledText, IsDistributedAsTheModelSays) {
   const std::vector<TokenId> prompt = {0, 3};
   const std::vector<double> expected = text_probabilities(model, prompt);
   std::vector<double> counts(expected.size(), 0.0);
-  TestSampler sampler(kVocabulary, kTemperature, 21);
+  TestSampler sampler(kSmallVocabulary, kTemperature, 21);
   DecoderState<float> state(model.config());
   Context context;
   Index drafted = 0, accepted = 0;
   for (int i = 0; i < 20000; ++i) {
     Index text = 0, place = 1;
     state.clear();
-    const GenerationResult result =
-        generate(model, state, prompt, sampler, context,
-                 {.max_tokens = kTokens, .speculative = GetParam(), .on_token = [&](TokenId token) {
-                    text += place * token;
-                    place *= kVocabulary;
-                    return true;
-                  }});
+    const GenerationResult result = generate(
+        model, state, prompt, sampler, context,
+        {.max_tokens = kTextTokens, .speculative = GetParam(), .on_token = [&](TokenId token) {
+           text += place * token;
+           place *= kSmallVocabulary;
+           return true;
+         }});
     ++counts[static_cast<std::size_t>(text)];
     drafted += result.drafted_tokens;
     accepted += result.accepted_tokens;

@@ -65,7 +65,7 @@ std::vector<ModelCase> model_cases() {
 
 class SyntheticDecoder : public ::testing::TestWithParam<ModelCase> {};
 
-constexpr Index kTokens = 75;  // more than a page of the cache
+constexpr Index kPromptTokens = 75;  // more than a page of the cache
 
 // Seeds are taken until no router decides by less than float32 can tell.
 TEST_P(SyntheticDecoder, IsTheReferenceInDouble) {
@@ -74,7 +74,7 @@ TEST_P(SyntheticDecoder, IsTheReferenceInDouble) {
     const SyntheticCheckpoint files(GetParam().config, seed);
     const DecoderModel model = DecoderModel::load(files.path());
     const Checkpoint checkpoint(files.path());
-    const auto tokens = random_tokens(kTokens, model.vocab_size(), seed);
+    const auto tokens = random_tokens(kPromptTokens, model.vocab_size(), seed);
     ReferenceDecoder decoder(checkpoint, model.config());
     const ReferenceDecoder::Result expected = decoder.forward(tokens);
     if (decoder.margin() < 1e-5) continue;
@@ -82,16 +82,17 @@ TEST_P(SyntheticDecoder, IsTheReferenceInDouble) {
     for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
       DecoderState<float> state(model.config());
       Context context;
-      RowMajorMatrix hidden(kTokens, model.hidden_size()), logits(kTokens, model.vocab_size());
+      RowMajorMatrix hidden(kPromptTokens, model.hidden_size()),
+          logits(kPromptTokens, model.vocab_size());
       model.forward_hidden(tokens, state, hidden, context, {.mode = mode});
       model.head(hidden, logits, context);
       // Float32 rounding through a few layers of weights that amplify.
       EXPECT_TRUE(close(logits, expected.logits, 2e-5)) << "seed " << seed;
       ASSERT_EQ(model.prediction() != nullptr, expected.predictions.size() > 0);
       if (!model.prediction()) continue;
-      RowMajorMatrix drafts(kTokens - 1, model.vocab_size());
-      model.prediction()->forward(hidden.topRows(kTokens - 1), std::span(tokens).subspan(1), 0,
-                                  *state.prediction(), drafts, context, mode);
+      RowMajorMatrix drafts(kPromptTokens - 1, model.vocab_size());
+      model.prediction()->forward(hidden.topRows(kPromptTokens - 1), std::span(tokens).subspan(1),
+                                  0, *state.prediction(), drafts, context, mode);
       EXPECT_TRUE(close(drafts, expected.predictions, 2e-5)) << "seed " << seed;
     }
   }
@@ -102,7 +103,7 @@ TEST_P(SyntheticDecoder, IsTheReferenceInDouble) {
 TEST_P(SyntheticDecoder, SplitsAndThreadsDoNotChangeABit) {
   const SyntheticCheckpoint files(GetParam().config);
   const DecoderModel model = DecoderModel::load(files.path());
-  const auto tokens = random_tokens(kTokens, model.vocab_size(), 5);
+  const auto tokens = random_tokens(kPromptTokens, model.vocab_size(), 5);
   for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
     DecoderState<float> whole(model.config());
     const RowMajorMatrix expected = model.forward(tokens, whole, {.mode = mode});
@@ -118,9 +119,9 @@ TEST_P(SyntheticDecoder, SplitsAndThreadsDoNotChangeABit) {
     ThreadExecutor executor(3);
     Context context(executor);
     DecoderState<float> state(model.config());
-    RowMajorMatrix logits(kTokens, model.vocab_size());
-    for (Index first = 0, count = 1; first < kTokens; first += count, count = 2 * count + 1) {
-      const Index rows = std::min(count, kTokens - first);
+    RowMajorMatrix logits(kPromptTokens, model.vocab_size());
+    for (Index first = 0, count = 1; first < kPromptTokens; first += count, count = 2 * count + 1) {
+      const Index rows = std::min(count, kPromptTokens - first);
       model.forward(std::span(tokens).subspan(static_cast<std::size_t>(first),
                                               static_cast<std::size_t>(rows)),
                     state, logits.middleRows(first, rows), context, {.mode = mode});
@@ -133,12 +134,12 @@ TEST_P(SyntheticDecoder, SplitsAndThreadsDoNotChangeABit) {
 TEST_P(SyntheticDecoder, TruncatingIsExact) {
   const SyntheticCheckpoint files(GetParam().config);
   const DecoderModel model = DecoderModel::load(files.path());
-  const auto tokens = random_tokens(kTokens, model.vocab_size(), 6);
-  const auto others = random_tokens(kTokens, model.vocab_size(), 7);
+  const auto tokens = random_tokens(kPromptTokens, model.vocab_size(), 6);
+  const auto others = random_tokens(kPromptTokens, model.vocab_size(), 7);
   const DecoderOptions options = {.mode = Mode::absorbed};
   DecoderState<bfloat16> straight(model.config()), winding(model.config());
   const RowMajorMatrix expected = model.forward(tokens, straight, options);
-  RowMajorMatrix actual(kTokens, model.vocab_size());
+  RowMajorMatrix actual(kPromptTokens, model.vocab_size());
   for (const Index end : {64, 70, 75}) {
     model.forward(others, winding, options);
     winding.truncate(0);

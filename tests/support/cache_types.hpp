@@ -1,0 +1,24 @@
+#ifndef MLA_SUPPORT_CACHE_TYPES_HPP_
+#define MLA_SUPPORT_CACHE_TYPES_HPP_
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "mla/core/tensor.hpp"
+
+namespace mla::test {
+
+/// What a cache may store, for TYPED_TEST_SUITE(Suite, CacheTypes, TypeNames).
+using CacheTypes = ::testing::Types<float, bfloat16, float16>;
+
+struct TypeNames {
+  template <class T>
+  static std::string GetName(int) {
+    return name_of(kDTypeOf<T>);
+  }
+};
+
+}  // namespace mla::test
+
+#endif  // MLA_SUPPORT_CACHE_TYPES_HPP_
