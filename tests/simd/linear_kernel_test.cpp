@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <vector>
 
 #include "mla/simd/kernels.hpp"
 #include "support/isas.hpp"
@@ -44,10 +45,13 @@ class LinearKernel : public EveryIsa {
     const GuardedMatrix<T> weight(out_features, in, random);
     GuardedMatrix<float> out(tokens, out_features);
     multiply<T>(x.view(), weight.view(), out.view());
+    const std::vector<double> exact_x = x.in_double(), exact_weight = weight.in_double();
     for (Index t = 0; t < tokens; ++t)
       for (Index o = 0; o < out_features; ++o) {
+        const double* a = exact_x.data() + t * in;
+        const double* b = exact_weight.data() + o * in;
         const Expected expected = expected_dot(
-            in, [&](Index i) { return x.at(t, i); }, [&](Index i) { return weight.at(o, i); });
+            in, [&](Index i) { return a[i]; }, [&](Index i) { return b[i]; });
         ASSERT_NEAR(out.at(t, o), expected.value, expected.bound_of(precision_for<T>(kernels())))
             << name_of(kDTypeOf<T>) << " tokens " << tokens << " in " << in << " token " << t
             << " feature " << o << " of " << out_features;
@@ -144,12 +148,12 @@ TEST_P(LinearKernel, MultipliesAtAllStraddlingSizes) {
 // Products are cut into blocks of 64 features; 96 tokens and 1024 inputs; with tiles 256 tokens and
 // 512 or 4096 inputs.
 TEST_P(LinearKernel, MultipliesAcrossBlocks) {
-  for (Index in : {511, 512, 513, 1024, 1030, 4100})
-    for (Index tokens : {20, 97})
-      for (Index out_features : {63, 65}) {
-        expect_product<float>(tokens, in, out_features);
-        expect_product<bfloat16>(tokens, in, out_features);
-      }
+  for (Index in : {511, 512, 513, 1024, 1030, 4100}) {
+    expect_product<float>(20, in, 63);
+    expect_product<bfloat16>(20, in, 63);
+    expect_product<float>(97, in, 65);
+    expect_product<bfloat16>(97, in, 65);
+  }
   expect_product<bfloat16>(257, 65, 65);
 }
 
