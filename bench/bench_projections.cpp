@@ -44,12 +44,19 @@ void BM_Projection(benchmark::State& state) {
 void BM_ProjectionEigen(benchmark::State& state) {
   Bench bench(state, 1);
   const Index in = state.range(1), out = state.range(2), tokens = state.range(3);
-  const auto x = random_values<float>(tokens * in), weight = random_values<float>(in * out, 0.05f);
+  const double bytes = 4.0 * static_cast<double>(in * out);
+  const Index copies = copies_of(tokens, bytes);
+  const auto x = random_values<float>(tokens * in);
+  const auto weights = random_values<float>(copies * in * out, 0.05f);
   RowMajorMatrix y(tokens, out);
-  const Eigen::Map<const RowMajorMatrix> xs(x.data(), tokens, in), weights(weight.data(), out, in);
-  Meter(state, bench.context).run(2.0 * static_cast<double>(in * out * tokens), 0.0, [&] {
-    y.noalias() = xs * weights.transpose();
-  });
+  const Eigen::Map<const RowMajorMatrix> xs(x.data(), tokens, in);
+  Index copy = 0;
+  Meter(state, bench.context)
+      .run(2.0 * static_cast<double>(in * out * tokens), tokens <= kFewTokens ? bytes : 0.0, [&] {
+        const Eigen::Map<const RowMajorMatrix> weight(weights.data() + copy * in * out, out, in);
+        y.noalias() = xs * weight.transpose();
+        copy = (copy + 1) % copies;
+      });
 }
 
 #if defined(MLA_BENCH_ONEDNN)

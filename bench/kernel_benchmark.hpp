@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <iterator>
+#include <numeric>
 #include <vector>
 
 #include "machine.hpp"
@@ -13,8 +15,8 @@
 #include "mla/mla.hpp"
 
 // What the files of bench_kernels share. Arguments are named in the output. isa: 0 scalar, 1 avx2,
-// 2 avx512, 3 avx512_bf16, 4 amx, 5 neon. type, of the cache or of the weights: 0 f32, 1 bf16, 2
-// f16.
+// 2 avx512, 3 avx512_bf16, 4 amx, 5 neon, 6 neon_bf16. type, of the cache or of the weights: 0 f32,
+// 1 bf16, 2 f16.
 
 namespace mla::bench {
 
@@ -44,11 +46,10 @@ class Meter {
   template <class Work>
   void run(double flops, double bytes, const Work& work) {
     const Index workers = context_.executor().concurrency();
-    const double threads = static_cast<double>(workers);
     work();  // grows the workspace
     for (auto _ : state_) {
-      peak_.push_back(threads * peak_flops(context_.kernels().isa));
-      bf16_.push_back(threads * peak_flops(simd::Isa::avx512_bf16));
+      peak_.push_back(peak_of_all(context_.kernels().isa));
+      bf16_.push_back(peak_of_all(simd::Isa::avx512_bf16));
       if (bytes > 0.0) bandwidth_.push_back(read_bandwidth().measure(context_.executor()));
       const double start = seconds_of(workers);
       work();
@@ -67,6 +68,15 @@ class Meter {
   }
 
  private:
+  // What the threads reach beside each other.
+  double peak_of_all(simd::Isa isa) {
+    std::vector<double> peaks(static_cast<std::size_t>(context_.executor().concurrency()));
+    context_.executor().parallel_for(std::ssize(peaks), [&](Index task, Index) {
+      peaks[static_cast<std::size_t>(task)] = peak_flops(isa);
+    });
+    return std::accumulate(peaks.begin(), peaks.end(), 0.0);
+  }
+
   void report(const char* name, double value) {
     if (std::isfinite(value)) state_.counters[name] = value;
   }

@@ -31,8 +31,8 @@ inline double thread_seconds() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
-/// The clock for work on so many threads. One thread's is what it had of the processor, which others
-/// on the machine disturb less.
+/// The clock for work on so many threads. One thread's is what it had of the processor, which
+/// others on the machine disturb less.
 inline double seconds_of(Index threads) { return threads == 1 ? thread_seconds() : seconds(); }
 
 namespace detail {

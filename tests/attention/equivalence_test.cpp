@@ -250,10 +250,33 @@ TEST(AutomaticMode, DependsOnTheSpeedOfTheKernels) {
   EXPECT_EQ(mode(simd::Isa::amx, DType::bfloat16), Mode::decompressed);
 }
 
+TEST(AutomaticMode, TakesEachQueryForItselfWhereRotaryKeysAreNotShared) {
+  AttentionConfig config = AttentionConfig::deepseek_v3();
+  const AttentionSpeed speed = attention_speed(simd::Isa::avx512, DType::bfloat16, DType::bfloat16);
+  EXPECT_EQ(choose_mode(config, 900, 100, speed), Mode::absorbed);
+  config.rope_key_per_head = true;
+  EXPECT_EQ(choose_mode(config, 900, 100, speed), Mode::decompressed);
+  EXPECT_EQ(choose_mode(config, 900, 1, speed), Mode::absorbed);
+}
+
+TEST(AutomaticMode, KnowsWeightsAndCachesThatAreNotOfBFloat16) {
+  const auto speed = [](DType weights, DType cache) {
+    return attention_speed(simd::Isa::amx, weights, cache);
+  };
+  const AttentionSpeed amx = attention_speed(simd::Isa::amx);
+  const AttentionSpeed avx512 = attention_speed(simd::Isa::avx512);
+  const AttentionSpeed weights = speed(DType::bfloat16, DType::float16);
+  EXPECT_EQ(weights.decompress, amx.decompress);
+  EXPECT_EQ(weights.attend_latents, avx512.attend_latents);
+  const AttentionSpeed cache = speed(DType::float32, DType::bfloat16);
+  EXPECT_EQ(cache.decompress, avx512.decompress);
+  EXPECT_EQ(cache.attend_latents, amx.attend_latents);
+}
+
 // The work of attention_time() is that of attention_cost() where whole tiles are full.
 TEST(AutomaticMode, CountsTheSameWorkAtEqualSpeeds) {
   const AttentionConfig config = AttentionConfig::deepseek_v3();
-  const AttentionSpeed one = {1, 1, 1, 1, std::numeric_limits<double>::infinity(), 1};
+  const AttentionSpeed one = {1, 1, 1, 1, 1, std::numeric_limits<double>::infinity(), 1};
   for (Index past : {0, 1000}) {
     const AttentionCost work = attention_cost(config, past, 64);
     const AttentionCost time = attention_time(config, past, 64, one);

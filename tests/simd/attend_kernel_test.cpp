@@ -126,6 +126,35 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
     }
   }
 };
+
+// -2^-127 is flushed to -0 by products of bfloat16; with 0 times the keys that only the other row
+// sees added, it would be 0.
+TEST_P(AttendKernel, TheSignOfZeroDoesNotDependOnTheOtherRows) {
+  constexpr Index kKeys = 64, kSeen = 32;
+  const simd::TypedKernels<bfloat16>& kernels =
+      simd::kernels_for(std::get<0>(GetParam())).of<bfloat16>();
+  std::vector<bfloat16> rows(2 * kKeys, bfloat16(0.0f));  // [key | value]
+  rows[2 * 30] = bfloat16(-1.0f);
+  rows[2 * 30 + 1] = bfloat16(-0x1p-126f);
+  for (std::size_t k = kSeen; k < kKeys; ++k) rows[2 * k + 1] = bfloat16(1.0f);
+  const bfloat16* const page = rows.data();
+  const simd::KeyValueRows<bfloat16> keys = {&page, kKeys, 2, kKeys, 0, 1, 1, 0, 1, 1};
+  AlignedBuffer<float> scratch(static_cast<std::size_t>(kernels.attend_many_scratch(2, 1, 1)));
+  const auto is_negative = [&](const std::vector<Index>& visible) {
+    const std::vector<float> queries(visible.size(), 1.0f);
+    std::vector<float> maximum(visible.size(), -kInfinity), sum(visible.size()),
+        out(visible.size());
+    const simd::QueryRows query_rows = {queries.data(), 1, std::ssize(visible), visible.data()};
+    const simd::SoftmaxState state = {maximum.data(), sum.data(), out.data(), 1};
+    if (std::get<1>(GetParam()))
+      kernels.attend_many(query_rows, keys, 1.0f, state, scratch.data());
+    else
+      kernels.attend(query_rows, keys, 1.0f, state);
+    return std::signbit(out[0]);
+  };
+  EXPECT_EQ(is_negative({kSeen}), is_negative({kSeen, kKeys}));
+}
+
 INSTANTIATE_TEST_SUITE_P(Isa, AttendKernel,
                          ::testing::Combine(::testing::ValuesIn(supported_isas()),
                                             ::testing::Bool()),

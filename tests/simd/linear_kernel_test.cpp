@@ -145,16 +145,19 @@ TEST_P(LinearKernel, MultipliesAtAllStraddlingSizes) {
       }
 }
 
-// Products are cut into blocks of 64 features; 96 tokens and 1024 inputs; with tiles 256 tokens and
+// Products are cut into blocks of 64 features; 192 tokens and 768 inputs; with tiles 512 tokens and
 // 512 or 4096 inputs.
 TEST_P(LinearKernel, MultipliesAcrossBlocks) {
-  for (Index in : {511, 512, 513, 1024, 1030, 4100}) {
-    expect_product<float>(20, in, 63);
+  for (Index in : {511, 512, 513, 767, 768, 769, 1537, 4100}) {
+    expect_product<float>(3, in, 9);
+    expect_product<float>(16, in, 66);
+    expect_product<bfloat16>(16, in, 66);
     expect_product<bfloat16>(20, in, 63);
-    expect_product<float>(97, in, 65);
-    expect_product<bfloat16>(97, in, 65);
   }
-  expect_product<bfloat16>(257, 65, 65);
+  expect_product<float>(20, 769, 63);
+  expect_product<float>(193, 70, 65);
+  expect_product<bfloat16>(193, 70, 65);
+  expect_product<bfloat16>(513, 65, 17);
 }
 
 TEST_P(LinearKernel, MultipliesTransposedAtAllStraddlingSizes) {

@@ -8,6 +8,7 @@
 #include "mla/attention/context.hpp"
 #include "mla/attention/softmax_rows.hpp"
 #include "mla/core/config.hpp"
+#include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/simd/kernels.hpp"
 
@@ -30,6 +31,13 @@ class AbsorbedAttention {
                MatrixView<float> log_sum_exp = {}) const {
     const Index heads = config_.num_attention_heads;
     const Index rows = latent_queries.rows * heads;
+    require(
+        latent_queries.stride == latent_queries.cols && latent_values.stride == latent_values.cols,
+        "rows of latent queries and values must follow each other, got strides of ",
+        latent_queries.stride, " and ", latent_values.stride, " for widths of ",
+        latent_queries.cols, " and ", latent_values.cols);
+    require(!log_sum_exp.data || log_sum_exp.cols == heads, "log_sum_exp must have ", heads,
+            " columns, one a head, got ", log_sum_exp.cols);
     const Workspace::Scope scope(context.workspace());
     const MatrixView<const float> queries(latent_queries.data, rows,
                                           config_.kv_lora_rank + config_.qk_rope_head_dim);

@@ -14,14 +14,14 @@ enum class Mode {
   decompressed,  ///< keys and values made from the latents: best for long prompts
 };
 
-/// Work of the two forms for one sequence, in floating-point operations.
+/// Costs of the two forms for one sequence.
 struct AttentionCost {
   double absorbed = 0.0;
   double decompressed = 0.0;
 };
 
-/// Costs of `tokens` new tokens after `past` cached ones, from W_UK's side of the query to W_UV's
-/// side of the result. (Projections that both forms share are left out.)
+/// Floating-point operations of `tokens` new tokens after `past` cached ones, from W_UK's side of
+/// the query to W_UV's side of the result. (Projections that both forms share are left out.)
 inline AttentionCost attention_cost(const AttentionConfig& config, Index past,
                                     Index tokens) noexcept {
   const double heads = static_cast<double>(config.num_attention_heads);
@@ -43,26 +43,27 @@ struct AttentionSpeed {
   double project;         ///< W_UK and W_UV on queries and their results
   double decompress;      ///< W_UK and W_UV on cached latents
   double attend_latents;  ///< queries on latents
+  double attend_rows;     ///< the same, each query for itself: rotary keys are not shared
   double attend_heads;    ///< queries on decompressed keys and values
   double pack;            ///< latents to what the kernels read, once for each group of rows
-  double keys;            ///< that are computed together if one of them is seen
+  double tile_keys;       ///< number of keys that are computed together if one of them is seen
 };
 
 /// The speed of an instruction set's kernels. Fitted to BM_AttentionForms on one machine (see
-/// docs/performance.md); NEON was never measured and is taken to be as AVX2, its products of
-/// bfloat16 to be twice as fast.
+/// docs/performance.md). The ratios of NEON and of the scalar kernels were never measured and are
+/// taken to be those of AVX2, with BFMMLA to be twice as fast.
 constexpr AttentionSpeed attention_speed(simd::Isa isa) noexcept {
   switch (isa) {
     case simd::Isa::avx512:
-      return {123, 161, 222, 155, 5.0, 64};
+      return {123, 161, 222, 53, 155, 5.0, 64};
     case simd::Isa::avx512_bf16:
-      return {130, 97, 113, 102, 4.0, 256};
+      return {130, 97, 113, 53, 102, 4.0, 256};
     case simd::Isa::amx:
-      return {190, 630, 1430, 427, 5.0, 256};
+      return {190, 630, 1430, 53, 427, 5.0, 256};
     case simd::Isa::neon_bf16:
-      return {68, 190, 218, 160, 3.6, 256};
+      return {68, 190, 218, 40, 160, 3.6, 256};
     default:
-      return {68, 95, 109, 80, 3.6, 64};
+      return {68, 95, 109, 40, 80, 3.6, 64};
   }
 }
 
@@ -83,8 +84,9 @@ constexpr AttentionSpeed attention_speed(simd::Isa isa, DType weights, DType cac
 /// The time of the two forms, in nanoseconds of a core, as attention_cost().
 inline AttentionCost attention_time(const AttentionConfig& config, Index past, Index tokens,
                                     const AttentionSpeed& speed) noexcept {
-  constexpr Index kBlockRows = 32,
-                  kGroupRows = 128;  // query rows computed, and packed for, together
+  // Query rows that are computed together (with AVX-512; fewer without), and those of all heads
+  // that go over the keys together (AbsorbedAttention).
+  constexpr Index kBlockRows = 32, kGroupRows = 128;
   const double heads = static_cast<double>(config.num_attention_heads);
   const double rank = static_cast<double>(config.kv_lora_rank);
   const double rope = static_cast<double>(config.qk_rope_head_dim);
@@ -92,17 +94,20 @@ inline AttentionCost attention_time(const AttentionConfig& config, Index past, I
   const double expand =
       2.0 * rank * static_cast<double>(config.qk_nope_head_dim + config.v_head_dim);
   const double n = static_cast<double>(tokens), keys = static_cast<double>(past + tokens);
-  const double pairs = n * static_cast<double>(past) + n * (n + speed.keys) / 2.0;
+  const double pairs = n * static_cast<double>(past) + n * (n + speed.tile_keys) / 2.0;
 
   const auto groups = [](Index rows, Index size) {
     return static_cast<double>((rows + size - 1) / size);
   };
   const double passes = groups(tokens * config.num_attention_heads, kGroupRows);
   const double fill = tokens == 0 ? 1.0 : groups(tokens, kBlockRows) * kBlockRows / n;
+  const double latents = heads * pairs * 2.0 * (2.0 * rank + rope);
+  const double attend =
+      config.rope_key_per_head
+          ? latents / speed.attend_rows
+          : latents / speed.attend_latents + passes * keys * (2.0 * rank + rope) / speed.pack;
   return {
-      heads * (n * expand / speed.project +
-               pairs * 2.0 * (2.0 * rank + rope) / speed.attend_latents) +
-          passes * keys * (2.0 * rank + rope) / speed.pack,
+      heads * n * expand / speed.project + attend,
       heads * (keys * expand / speed.decompress + fill * pairs * 2.0 * dims / speed.attend_heads)};
 }
 

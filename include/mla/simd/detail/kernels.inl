@@ -1,7 +1,8 @@
 // The kernels, written once over the vector type F32 of the vec_*.inl included just before. See
-// kernels.hpp for what each computes. A register tile is kRowTile rows x kColTile columns; every
-// output element has its own accumulator and its own fixed order of additions, so the shape of the
-// tile that it falls into does not change it.
+// kernels.hpp for what each computes. A register tile is kRowTile rows x kColTile columns, that of
+// linear() for more than very few tokens kTokenTile x kFeatureTile; every output element has its
+// own accumulator and its own fixed order of additions, so the shape of the tile that it falls into
+// does not change it.
 
 inline constexpr int kColTile = 4;
 

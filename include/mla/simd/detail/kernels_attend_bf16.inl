@@ -105,7 +105,9 @@ inline void finish_block(const Bf16Block& block, const Bf16Attend& call, Index v
                         r % kTileSide * kTileSide;
     float* to = state.out + (block.first + r) * state.out_stride;
     for (Index c = 0; c < value_width; c += kLanes) {
-      const F32 result = load(from + c / kTileSide * kTileSide * kTileSide + c % kTileSide);
+      // Products with keys that only other rows see are 0, but make 0 of -0: so do it always.
+      const F32 result =
+          load(from + c / kTileSide * kTileSide * kTileSide + c % kTileSide) + zero();
       if (c + kLanes <= value_width)
         store(to + c, result);
       else

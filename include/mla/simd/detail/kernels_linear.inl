@@ -62,11 +62,12 @@ MLA_INLINE void add_lanes(const F32 (&acc)[kRows][kCols], float* out, Index out_
     }
 }
 
-// A product in blocks that fit the caches. An output is the sum of its blocks of kInputs, each with
-// kLanes partial sums, one after the other; that does not depend on the tokens of a block.
+// A product in blocks that fit the caches of the machine that it was measured on, which had 48 KB
+// and 2 MB. An output is the sum of its blocks of kInputs, each with kLanes partial sums, one after
+// the other; that does not depend on the tokens of a block.
 struct LinearBlocks {
   static constexpr Index kTokens = 192;  // x of a block and the weights share the second cache
-  static constexpr Index kInputs = 768;  // a tile's x and weights fit the first cache
+  static constexpr Index kInputs = 768;  // a register tile's rows fit the first cache
   // From one row of a packed block to the next: not a power of two, which would crowd few sets.
   static constexpr Index kStride = kInputs + 16;
   static constexpr Index kFloats = (kTaskOutputs + kTokens) * kStride;
@@ -75,29 +76,35 @@ struct LinearBlocks {
   float* x;       // [kTokens][kStride]
 };
 
+MLA_INLINE Index at_most(Index n, Index most) { return n < most ? n : most; }
+
+// Calls block(first input, inputs) in order; once even if there are none, which gives zeros.
+template <class Block>
+MLA_INLINE void for_input_blocks(Index in, const Block& block) {
+  for (Index i = 0; i < in || i == 0; i += LinearBlocks::kInputs)
+    block(i, at_most(in - i, LinearBlocks::kInputs));
+}
+
 // Calls block(first token, tokens, first input, inputs), inputs in order for each token.
 template <class Block>
 MLA_INLINE void for_linear_blocks(Index tokens, Index in, const Block& block) {
   for (Index t = 0; t < tokens; t += LinearBlocks::kTokens)
-    for (Index i = 0; i < in || i == 0; i += LinearBlocks::kInputs) {
-      const Index rows = tokens - t, inputs = in - i;
-      block(t, rows < LinearBlocks::kTokens ? rows : LinearBlocks::kTokens, i,
-            inputs < LinearBlocks::kInputs ? inputs : LinearBlocks::kInputs);
-    }
+    for_input_blocks(in, [&](Index i, Index inputs) {
+      block(t, at_most(tokens - t, LinearBlocks::kTokens), i, inputs);
+    });
 }
 
-// Brings weights that come next into the second cache, some cache lines with each of the products
-// before.
+// Brings weights that come next into the second cache, some cache lines at each step.
 class WeightsAhead {
  public:
-  // `products` before those of `weight`.
+  // All of them in `steps`.
   template <class T>
-  WeightsAhead(MatrixView<const T> weight, Index products)
+  WeightsAhead(MatrixView<const T> weight, Index steps)
       : row_(reinterpret_cast<const char*>(weight.data)),
         stride_(weight.stride * static_cast<Index>(sizeof(T))),
         bytes_(weight.cols * static_cast<Index>(sizeof(T))),
         rows_(weight.rows),
-        lines_(((bytes_ + kLine - 1) / kLine * rows_ + products - 1) / products) {}
+        lines_(((bytes_ + kLine - 1) / kLine * rows_ + steps - 1) / steps) {}
 
   MLA_INLINE void step() {
     for (Index n = 0; n < lines_ && rows_ > 0; ++n) {
@@ -105,8 +112,7 @@ class WeightsAhead {
       at_ += kLine;
       if (at_ < bytes_) continue;
       at_ = 0;
-      row_ += stride_;
-      --rows_;
+      if (--rows_ > 0) row_ += stride_;
     }
   }
 
@@ -119,8 +125,8 @@ class WeightsAhead {
   Index at_ = 0;
 };
 
-// out = or += x * weight^T for inputs [i, + inputs), kTokens of the tokens at a time by all
-// features.
+// out = or += x * weight^T for inputs [i, + inputs) and kFeatures features, up to kTokens tokens at
+// a time.
 template <int kTokens, int kFeatures, class T>
 MLA_INLINE void multiply_features(MatrixView<const float> x, MatrixView<const T> weight, Index i,
                                   Index inputs, float* out, Index out_stride) {
@@ -131,33 +137,45 @@ MLA_INLINE void multiply_features(MatrixView<const float> x, MatrixView<const T>
   });
 }
 
-// Few tokens by up to kTaskOutputs features: memory is the limit. Both factors are read where they
-// are, in blocks, so that x stays in the first cache; but float32 weights of very few tokens one
-// row after the other, which was measured to be faster (of 16 bits, slower).
+// Few tokens, where memory is the limit: both factors are read where they are, one row of weights
+// after the other. For float32 weights and very few tokens this was measured to be the faster way.
+template <class T>
+void linear_by_rows(MatrixView<const float> x, MatrixView<const T> weight,
+                    MatrixView<float> out) noexcept {
+  for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
+    for_input_blocks(x.cols, [&](Index i, Index inputs) {
+      multiply_features<kRowTile, cols.value>(x, weight.row_range(o, cols.value), i, inputs,
+                                              out.data + o, out.stride);
+    });
+  });
+}
+
+// The same in blocks of up to kTaskOutputs features, so that x of a few tokens stays in the first
+// cache; the next rows of weights are brought to the second one meanwhile.
+template <class T>
+void linear_by_blocks(MatrixView<const float> x, MatrixView<const T> weight,
+                      MatrixView<float> out) noexcept {
+  for_input_blocks(x.cols, [&](Index i, Index inputs) {
+    for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
+      const Index next = o + cols.value;
+      WeightsAhead ahead(
+          weight.row_range(next, at_most(weight.rows - next, cols.value)).col_range(i, inputs), 1);
+      ahead.step();
+      multiply_features<kTokenTile, cols.value>(x, weight.row_range(o, cols.value), i, inputs,
+                                                out.data + o, out.stride);
+    });
+  });
+}
+
 template <class T>
 void linear_few(MatrixView<const float> x, MatrixView<const T> weight,
                 MatrixView<float> out) noexcept {
-  const auto inputs_from = [&](Index i) {
-    return x.cols - i < LinearBlocks::kInputs ? x.cols - i : LinearBlocks::kInputs;
-  };
-  if (sizeof(T) == sizeof(float) && x.rows <= kRowTile) {
-    for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
-      for (Index i = 0; i < x.cols || i == 0; i += LinearBlocks::kInputs)
-        multiply_features<kRowTile, cols.value>(x, weight.row_range(o, cols.value), i,
-                                                inputs_from(i), out.data + o, out.stride);
-    });
-    return;
+  if constexpr (std::is_same_v<T, float>)
+    if (x.rows <= kRowTile) return linear_by_rows(x, weight, out);
+  for (Index o = 0; o < weight.rows; o += kTaskOutputs) {
+    const Index features = at_most(weight.rows - o, kTaskOutputs);
+    linear_by_blocks(x, weight.row_range(o, features), out.col_range(o, features));
   }
-  for (Index i = 0; i < x.cols || i == 0; i += LinearBlocks::kInputs)
-    for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
-      const Index next = o + cols.value, left = weight.rows - next;
-      WeightsAhead(weight.row_range(next, left < cols.value ? left : cols.value)
-                       .col_range(i, inputs_from(i)),
-                   1)
-          .step();
-      multiply_features<kTokenTile, cols.value>(x, weight.row_range(o, cols.value), i,
-                                                inputs_from(i), out.data + o, out.stride);
-    });
 }
 
 // `rows` in float32, LinearBlocks::kStride apart.
@@ -181,31 +199,26 @@ inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> w
   });
 }
 
-// Many tokens, up to LinearBlocks::kTokens.
+// Many tokens, up to LinearBlocks::kTokens: blocks of both factors are copied, once for all
+// products with them.
 template <class T>
 void linear_many(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out,
                  const LinearBlocks& blocks) noexcept {
-  const auto inputs_from = [](auto rows, Index i) {
-    const Index left = rows.cols - i;
-    return rows.col_range(i, left < LinearBlocks::kInputs ? left : LinearBlocks::kInputs);
+  const auto block_at = [&](Index o, Index i) {
+    return weight.row_range(o, at_most(weight.rows - o, kTaskOutputs))
+        .col_range(i, at_most(weight.cols - i, LinearBlocks::kInputs));
   };
-  const auto features_from = [&](Index o) {
-    const Index left = weight.rows - o;
-    return weight.row_range(o, left < kTaskOutputs ? left : kTaskOutputs);
-  };
-  for (Index i = 0; i < x.cols || i == 0; i += LinearBlocks::kInputs) {
-    const auto xs = copy_block(inputs_from(x, i), blocks.x);
-    for (Index o = 0, features; o < weight.rows; o += features) {
-      const auto block = inputs_from(features_from(o), i);
-      features = block.rows;
-      const auto next = o + features < weight.rows ? inputs_from(features_from(o + features), i)
-                                                   : inputs_from(features_from(0), i + block.cols);
-      const Index products =
-          (x.rows + kTokenTile - 1) / kTokenTile * ((features + kFeatureTile - 1) / kFeatureTile);
-      multiply_blocks(xs, copy_block(block, blocks.weight), i > 0, out.col_range(o, features),
-                      WeightsAhead(next, products));
+  for_input_blocks(x.cols, [&](Index i, Index inputs) {
+    const auto xs = copy_block(x.col_range(i, inputs), blocks.x);
+    for (Index o = 0; o < weight.rows; o += kTaskOutputs) {
+      const auto block = block_at(o, i);
+      const Index next = o + block.rows;
+      const Index tiles = (x.rows + kTokenTile - 1) / kTokenTile *
+                          ((block.rows + kFeatureTile - 1) / kFeatureTile);  // or a few more
+      multiply_blocks(xs, copy_block(block, blocks.weight), i > 0, out.col_range(o, block.rows),
+                      {next < weight.rows ? block_at(next, i) : block_at(0, i + inputs), tiles});
     }
-  }
+  });
 }
 
 // float32 tokens are read as they are.
@@ -216,16 +229,10 @@ template <class T>
 void linear(MatrixView<const float> x, const float*, MatrixView<const T> weight,
             MatrixView<float> out, float* scratch) noexcept {
   constexpr Index kFewTokens = 16;
-  if (x.rows <= kFewTokens) {
-    for (Index o = 0, features; o < weight.rows; o += features) {
-      features = weight.rows - o < kTaskOutputs ? weight.rows - o : kTaskOutputs;
-      linear_few(x, weight.row_range(o, features), out.col_range(o, features));
-    }
-    return;
-  }
+  if (x.rows <= kFewTokens) return linear_few(x, weight, out);
   const LinearBlocks blocks = {scratch, scratch + kTaskOutputs * LinearBlocks::kStride};
   for (Index t = 0, tokens; t < x.rows; t += tokens) {
-    tokens = x.rows - t < LinearBlocks::kTokens ? x.rows - t : LinearBlocks::kTokens;
+    tokens = at_most(x.rows - t, LinearBlocks::kTokens);
     linear_many(x.row_range(t, tokens), weight, out.row_range(t, tokens), blocks);
   }
 }

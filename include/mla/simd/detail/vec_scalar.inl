@@ -4,9 +4,9 @@
 inline constexpr int kLanes = 4;
 inline constexpr int kScoreKeys = 4;
 inline constexpr int kValueRows = 4;
-inline constexpr int kTokenTile = 2;  // of linear()
+inline constexpr int kTokenTile = 2;  // of linear(), by kFeatureTile
 inline constexpr int kFeatureTile = 4;
-inline constexpr int kRowTile = 2;  // rows that a register tile holds; its columns are 4
+inline constexpr int kRowTile = 2;  // rows of other register tiles; their columns are 4
 
 using Native = float __attribute__((vector_size(16)));
 using NativeBits = unsigned __attribute__((vector_size(16)));
