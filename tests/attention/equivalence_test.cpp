@@ -268,6 +268,8 @@ TEST(AutomaticMode, KnowsWeightsAndCachesThatAreNotOfBFloat16) {
   const AttentionSpeed weights = speed(DType::bfloat16, DType::float16);
   EXPECT_EQ(weights.decompress, amx.decompress);
   EXPECT_EQ(weights.attend_latents, avx512.attend_latents);
+  EXPECT_EQ(weights.pack, avx512.pack);
+  EXPECT_GT(speed(DType::bfloat16, DType::float32).pack, 1e9);  // read where it is
   const AttentionSpeed cache = speed(DType::float32, DType::bfloat16);
   EXPECT_EQ(cache.decompress, avx512.decompress);
   EXPECT_EQ(cache.attend_latents, amx.attend_latents);

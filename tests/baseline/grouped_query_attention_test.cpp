@@ -330,11 +330,12 @@ TEST(GroupedQueryAttention, ACallThatThrowsLeavesTheCacheAsItWas) {
   EXPECT_EQ(attention.forward(next, cache), attention.forward(next, same));
 }
 
-// Breaks at the n-th request: in a projection, in the attention or at the very end.
+// Breaks at the n-th request: in a projection, in the attention or at the very end. Says that it
+// has four threads, for which there are more tasks.
 class BreakingExecutor final : public Executor {
  public:
   explicit BreakingExecutor(int requests) : requests_(requests) {}
-  Index concurrency() const noexcept override { return 1; }
+  Index concurrency() const noexcept override { return 4; }
 
  private:
   void run(Index tasks, const Body& body) override {

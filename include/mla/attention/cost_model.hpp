@@ -1,6 +1,8 @@
 #ifndef MLA_ATTENTION_COST_MODEL_HPP_
 #define MLA_ATTENTION_COST_MODEL_HPP_
 
+#include <limits>
+
 #include "mla/core/config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/simd/isa.hpp"
@@ -78,6 +80,7 @@ constexpr AttentionSpeed attention_speed(simd::Isa isa, DType weights, DType cac
   AttentionSpeed speed = of(cache);
   speed.project = of(weights).project;
   speed.decompress = of(weights).decompress;
+  if (cache == DType::float32) speed.pack = std::numeric_limits<double>::infinity();  // not needed
   return speed;
 }
 
@@ -97,7 +100,8 @@ inline AttentionCost attention_time(const AttentionConfig& config, Index past, I
   const double pairs = n * static_cast<double>(past) + n * (n + speed.tile_keys) / 2.0;
 
   const auto groups = [](Index rows, Index size) {
-    return static_cast<double>((rows + size - 1) / size);
+    const Index count = (rows + size - 1) / size;
+    return static_cast<double>(count);
   };
   const double passes = groups(tokens * config.num_attention_heads, kGroupRows);
   const double fill = tokens == 0 ? 1.0 : groups(tokens, kBlockRows) * kBlockRows / n;

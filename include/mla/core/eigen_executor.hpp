@@ -27,11 +27,22 @@ class EigenExecutor final : public Executor {
   Index concurrency() const noexcept override { return pool_->NumThreads() + 1; }
 
  private:
+  static constexpr int kSpins = 1000;  // 10 to 50 microseconds
+
+  static void pause() noexcept {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
   // What the threads of one run() share; it lives on the caller's stack until all have left.
   struct Run {
     const Body& body;
     Index tasks;
     Eigen::Barrier left;
+    std::atomic<Index> working;  // threads of the pool that have not left
     std::atomic<Index> next_task{0};
     std::atomic<Index> next_worker{1};
 
@@ -45,13 +56,16 @@ class EigenExecutor final : public Executor {
     // A thread of the pool that waited for others could wait for ever.
     const bool inside = pool_->CurrentThreadId() >= 0;
     const Index helpers = inside ? 0 : std::min<Index>(tasks, concurrency()) - 1;
-    Run shared{body, tasks, Eigen::Barrier(static_cast<unsigned>(helpers))};
+    Run shared{body, tasks, Eigen::Barrier(static_cast<unsigned>(helpers)), helpers};
     for (Index i = 0; i < helpers; ++i)
       pool_->Schedule([run = &shared] {
         run->work(run->next_worker.fetch_add(1, std::memory_order_relaxed));
+        run->working.fetch_sub(1, std::memory_order_relaxed);
         run->left.Notify();
       });
     shared.work(0);
+    // To be woken up takes longer than many calls.
+    for (int i = 0; i < kSpins && shared.working.load(std::memory_order_relaxed) > 0; ++i) pause();
     shared.left.Wait();
   }
 

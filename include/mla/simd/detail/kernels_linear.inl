@@ -229,6 +229,7 @@ template <class T>
 void linear(MatrixView<const float> x, const float*, MatrixView<const T> weight,
             MatrixView<float> out, float* scratch) noexcept {
   constexpr Index kFewTokens = 16;
+  if (x.rows == 0) return;  // there may be no memory
   if (x.rows <= kFewTokens) return linear_few(x, weight, out);
   const LinearBlocks blocks = {scratch, scratch + kTaskOutputs * LinearBlocks::kStride};
   for (Index t = 0, tokens; t < x.rows; t += tokens) {
