@@ -3,8 +3,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <initializer_list>
-#include <span>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -13,6 +11,7 @@
 #include "mla/core/config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/io/config_reader.hpp"
 #include "mla/io/fp8.hpp"
 #include "mla/io/json.hpp"
 
@@ -64,69 +63,6 @@ inline constexpr std::string_view kOtherKeys[] = {
     "num_local_experts", "num_experts", "n_shared_experts", "num_experts_per_tok", "n_group",
     "topk_group", "topk_method", "norm_topk_prob", "scoring_func", "routed_scaling_factor",
     "ep_size", "seq_aux", "aux_loss_alpha", "router_aux_loss_coef", "output_router_logits"};
-
-/// The keys of one JSON object, read strictly. A key that is null counts as absent. Errors are
-/// std::runtime_error with the file, the key and its value.
-class ConfigReader {
- public:
-  /// `where` begins every message: "config.json: " or "config.json: rope_scaling.".
-  ConfigReader(const nlohmann::json& object, std::string where)
-      : object_(object), where_(std::move(where)) {
-    if (!object.is_object())
-      throw_runtime(where_.substr(0, where_.find_last_not_of(". :") + 1),
-                    " must be an object, got ", json_text(object));
-  }
-
-  const nlohmann::json* find(const char* key) const {
-    const auto found = object_.find(key);
-    return found == object_.end() || found->is_null() ? nullptr : &*found;
-  }
-  bool contains(const char* key) const { return object_.contains(key); }
-
-  Index size(const char* key) const { return json_size(at(key), where_ + key); }
-  double number(const char* key) const { return json_number(at(key), where_ + key); }
-  double number(const char* key, double fallback) const {
-    return find(key) ? number(key) : fallback;
-  }
-  bool boolean(const char* key, bool fallback) const {
-    return find(key) ? json_bool(*find(key), where_ + key) : fallback;
-  }
-  const std::string& string(const char* key) const { return json_string(at(key), where_ + key); }
-  ConfigReader object(const char* key) const { return {at(key), where_ + key + "."}; }
-
-  /// Throws unless `key` is absent or has the only value that is supported.
-  void expect(const char* key, double value) const {
-    if (number(key, value) != value)
-      throw_runtime(where_, key, " must be ", value, ", got ", json_text(at(key)));
-  }
-
-  template <class... Parts>
-  [[noreturn]] void fail(const Parts&... parts) const {
-    throw_runtime(where_, parts...);
-  }
-
-  using Keys = std::span<const std::string_view>;
-  /// Throws for the first key that is in none of the lists, unless its value switches it off.
-  void refuse_keys_besides(std::initializer_list<Keys> lists, bool permit_false,
-                           std::string_view reason) const {
-    for (const auto& [key, value] : object_.items()) {
-      if (value.is_null() || (permit_false && value == false)) continue;
-      const bool known = std::ranges::any_of(
-          lists, [&key = key](Keys list) { return std::ranges::count(list, key) > 0; });
-      if (!known) fail(key, " = ", json_text(value), " is not supported", reason);
-    }
-  }
-
- private:
-  const nlohmann::json& at(const char* key) const {
-    const nlohmann::json* value = find(key);
-    if (!value) fail(key, contains(key) ? " must not be null" : " is missing");
-    return *value;
-  }
-
-  const nlohmann::json& object_;
-  std::string where_;
-};
 
 inline RopeScaling read_rope_scaling(const ConfigReader& rope) {
   static constexpr std::string_view kPlain[] = {"type", "rope_type", "rope_theta",
@@ -196,9 +132,9 @@ inline void read_rope(const ConfigReader& config, AttentionConfig& attention) {
 inline BlockSize read_weight_block_size(const nlohmann::json& json,
                                         const std::string& origin = "config.json") {
   constexpr Index kMaxBlock = Index{1} << 24;
-  const detail::ConfigReader config(json, origin + ": ");
+  const ConfigReader config(json, origin + ": ");
   if (!config.find("quantization_config")) return kDefaultWeightBlockSize;
-  const detail::ConfigReader quantization = config.object("quantization_config");
+  const ConfigReader quantization = config.object("quantization_config");
   for (const auto& [key, supported] : {std::pair("quant_method", "fp8"), std::pair("fmt", "e4m3")})
     if (quantization.find(key) && quantization.string(key) != supported)
       quantization.fail(std::string(key) + " must be " + supported + ", got " +
@@ -219,7 +155,7 @@ inline BlockSize read_weight_block_size(const nlohmann::json& json,
 /// missing, has the wrong type, or is not understood.
 inline AttentionConfig read_attention_config(const nlohmann::json& json,
                                              const std::string& origin = "config.json") {
-  const detail::ConfigReader config(json, origin + ": ");
+  const ConfigReader config(json, origin + ": ");
   if (std::ranges::count(detail::kModelTypes, config.string("model_type")) == 0)
     config.fail("model_type = ", config.string("model_type"),
                 " is not supported; deepseek_v2, deepseek_v3 and kimi_k2 are");
@@ -254,7 +190,7 @@ inline HuggingFaceConfig read_huggingface_config(const nlohmann::json& json,
                                                  const std::string& origin = "config.json") {
   HuggingFaceConfig result;
   result.attention = read_attention_config(json, origin);
-  const detail::ConfigReader config(json, origin + ": ");
+  const ConfigReader config(json, origin + ": ");
   result.model_type = config.string("model_type");
   result.num_hidden_layers = config.size("num_hidden_layers");
   result.max_position_embeddings = config.size("max_position_embeddings");

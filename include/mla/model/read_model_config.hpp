@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "mla/core/error.hpp"
+#include "mla/io/config_reader.hpp"
 #include "mla/io/huggingface_config.hpp"
 #include "mla/io/json.hpp"
 #include "mla/model/model_config.hpp"
@@ -122,7 +123,7 @@ inline void check_architecture(const ConfigReader& config, const std::string& or
 inline ModelConfig read_model_config(const nlohmann::json& json,
                                      const std::string& origin = "config.json") {
   const HuggingFaceConfig attention = read_huggingface_config(json, origin);
-  const detail::ConfigReader config(json, origin + ": ");
+  const ConfigReader config(json, origin + ": ");
   detail::check_architecture(config, origin);
   const std::string act = config.find("hidden_act") ? config.string("hidden_act") : "silu";
   if (act != "silu") config.fail("hidden_act = ", act, " is not supported; silu is");
@@ -164,7 +165,7 @@ inline ModelConfig load_model_config(const std::filesystem::path& directory) {
   const auto generation = directory / "generation_config.json";
   if (!std::filesystem::exists(generation)) return model;
   const JsonDocument json(parse_json_file(generation));
-  const detail::ConfigReader config(*json, generation.string() + ": ");
+  const ConfigReader config(*json, generation.string() + ": ");
   if (config.find("eos_token_id"))
     model.eos_token_ids = detail::read_eos(config, generation.string());
   return model;

@@ -12,7 +12,7 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/byte_level.hpp"
 #include "mla/text/byte_pair_encoder.hpp"
@@ -67,7 +67,7 @@ class BytePairModel {
   }
 
  private:
-  using Reader = detail::ConfigReader;
+  using Reader = ConfigReader;
 
   // Everything besides merging: dropout, prefixes and suffixes, bytes as "<0x0A>". unk_token and
   // fuse_unk are about words that do not occur here.

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "mla/core/error.hpp"
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/regex.hpp"
 
@@ -53,7 +53,7 @@ class PreTokenizer {
   }
 
   void add(const nlohmann::json& value, const std::string& where) {
-    const detail::ConfigReader reader(value, where + ".");
+    const ConfigReader reader(value, where + ".");
     const std::string& type = reader.string("type");
     if (has_byte_level_) throw_runtime(where, ": nothing may follow a ByteLevel, got ", type);
     if (steps_.size() == kMaxSteps) throw_runtime(where, ": more than ", kMaxSteps, " steps");
@@ -70,7 +70,7 @@ class PreTokenizer {
                   " is not supported; known are Sequence, Split, Digits and ByteLevel");
   }
 
-  void add_sequence(const detail::ConfigReader& reader, const std::string& where) {
+  void add_sequence(const ConfigReader& reader, const std::string& where) {
     static constexpr std::string_view kKeys[] = {"type", "pretokenizers"};
     reader.refuse_keys_besides({kKeys}, true, "");
     const nlohmann::json* steps = reader.find("pretokenizers");
@@ -79,12 +79,12 @@ class PreTokenizer {
       add((*steps)[i], where + ".pretokenizers[" + std::to_string(i) + "]");
   }
 
-  void add_split(const detail::ConfigReader& reader, const std::string& where) {
+  void add_split(const ConfigReader& reader, const std::string& where) {
     static constexpr std::string_view kKeys[] = {"type", "pattern", "behavior"};
     reader.refuse_keys_besides({kKeys}, true, "");  // invert false passes
     if (reader.string("behavior") != "Isolated")
       reader.fail("behavior = ", reader.string("behavior"), " is not supported; known is Isolated");
-    const detail::ConfigReader pattern = reader.object("pattern");
+    const ConfigReader pattern = reader.object("pattern");
     static constexpr std::string_view kPatterns[] = {"Regex", "String"};
     pattern.refuse_keys_besides({kPatterns}, false, "");
     if (pattern.contains("Regex") == pattern.contains("String"))
@@ -93,14 +93,14 @@ class PreTokenizer {
     steps_.emplace_back(pattern.string(literal ? "String" : "Regex"), where + ".pattern", literal);
   }
 
-  void add_digits(const detail::ConfigReader& reader, const std::string& where) {
+  void add_digits(const ConfigReader& reader, const std::string& where) {
     static constexpr std::string_view kKeys[] = {"type", "individual_digits"};
     reader.refuse_keys_besides({kKeys}, false, "");
     steps_.emplace_back(reader.boolean("individual_digits", false) ? R"(\p{N})" : R"(\p{N}+)",
                         where);
   }
 
-  void add_byte_level(const detail::ConfigReader& reader, const std::string& where) {
+  void add_byte_level(const ConfigReader& reader, const std::string& where) {
     static constexpr std::string_view kKeys[] = {"type", "trim_offsets", "use_regex"};
     reader.refuse_keys_besides({kKeys}, true, "");  // add_prefix_space false passes
     if (reader.boolean("add_prefix_space", true))

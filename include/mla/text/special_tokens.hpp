@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "mla/core/error.hpp"
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/vocabulary.hpp"
 

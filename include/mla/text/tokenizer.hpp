@@ -13,7 +13,7 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/byte_pair_model.hpp"
 #include "mla/text/pre_tokenizer.hpp"
@@ -126,7 +126,7 @@ class Tokenizer {
 
   // All but those that the members read.
   static void check_fields(const detail::TokenizerFiles& files) {
-    const detail::ConfigReader root(files.tokenizer, files.tokenizer_path + ": ");
+    const ConfigReader root(files.tokenizer, files.tokenizer_path + ": ");
     static constexpr std::string_view kKeys[] = {"version",       "added_tokens",   "normalizer",
                                                  "pre_tokenizer", "post_processor", "decoder",
                                                  "model"};

@@ -11,7 +11,7 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/byte_level.hpp"
 #include "mla/text/byte_pair_model.hpp"
@@ -72,7 +72,7 @@ class Vocabulary {
     TokenIds seen;
     for (std::size_t i = 0; i < tokens.size(); ++i) {
       const std::string where = origin + ": added_tokens[" + std::to_string(i) + "].";
-      const detail::ConfigReader token(tokens[i], where);
+      const ConfigReader token(tokens[i], where);
       static constexpr std::string_view kKeys[] = {"id", "content", "normalized", "special"};
       token.refuse_keys_besides({kKeys}, true, "");  // single_word, lstrip, rstrip: only false
       const std::string& text = token.string("content");
