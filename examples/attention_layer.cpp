@@ -3,14 +3,15 @@
 
 #include <cstdio>
 #include <exception>
-#include <mla/io/attention_weights.hpp>
+#include <mla/io/load_attention_weights.hpp>
+#include <mla/io/read_attention_config.hpp>
 #include <mla/mla.hpp>
 #include <string>
 
 int main(int argc, char** argv) try {
   const std::string directory = argc > 1 ? argv[1] : "models/tiny-shakespeare-v3";
   const mla::Checkpoint checkpoint(directory);  // maps the files
-  const mla::AttentionConfig config = mla::load_huggingface_config(directory).attention;
+  const mla::AttentionConfig config = mla::load_attention_config(directory);
   const mla::MultiheadLatentAttention attention(
       config, mla::load_attention_weights(checkpoint, "model.layers.0.self_attn", config));
 

@@ -7,11 +7,11 @@
 #include <cstdio>
 #include <exception>
 #include <filesystem>
-#include <mla/io/attention_weights.hpp>
 #include <mla/io/checkpoint.hpp>
-#include <mla/io/huggingface_config.hpp>
+#include <mla/io/load_attention_weights.hpp>
 #include <mla/io/safetensors.hpp>
 #include <mla/mla.hpp>
+#include <mla/model/read_model_config.hpp>
 #include <string>
 
 namespace {
@@ -84,7 +84,7 @@ float largest_difference(const RowMajorMatrix& a, const RowMajorMatrix& b) {
 // difference between decoding and prefill, over all layers, relative to the largest output.
 float run_all_layers(const std::string& directory) {
   const mla::Checkpoint checkpoint(directory);
-  const mla::HuggingFaceConfig config = mla::load_huggingface_config(directory);
+  const mla::ModelConfig config = mla::load_model_config(directory);
   const Index hidden_size = config.attention.hidden_size;
   RowMajorMatrix x = embed_text(directory, checkpoint, hidden_size);
   mla::SerialExecutor one_thread;
@@ -139,7 +139,7 @@ void print_cache_row(const char* name, const mla::AttentionConfig& c, Index laye
 }
 
 void print_cache_table(const std::string& directory) {
-  const mla::HuggingFaceConfig own = mla::load_huggingface_config(directory);
+  const mla::ModelConfig own = mla::load_model_config(directory);
   std::printf("\nbytes of cache a token, all layers, bfloat16 (same heads and head sizes)\n");
   std::printf("%-22s %6s %10s %10s %10s %10s   %s\n", "", "layers", "MLA", "MHA", "GQA", "MQA",
               "MHA / MLA");

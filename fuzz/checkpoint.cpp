@@ -3,7 +3,8 @@
 #include "mla/io/checkpoint.hpp"
 
 #include "fuzz.hpp"
-#include "mla/io/attention_weights.hpp"
+#include "mla/io/load_attention_weights.hpp"
+#include "mla/io/read_attention_config.hpp"
 
 namespace {
 
@@ -28,8 +29,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   mla::fuzz::only_documented_errors([&] {
     const mla::Checkpoint checkpoint(directory.path());
     read_all(checkpoint);
-    const mla::HuggingFaceConfig config = mla::load_huggingface_config(directory.path());
-    mla::load_attention_weights(checkpoint, "layer", config);
+    const mla::AttentionConfig config = mla::load_attention_config(directory.path());
+    mla::load_attention_weights(checkpoint, "layer", config, false);
   });
   return 0;
 }

@@ -2,7 +2,7 @@
 
 #include "fuzz.hpp"
 #include "mla/attention/rope.hpp"
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/read_attention_config.hpp"
 #include "mla/model/read_model_config.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -11,13 +11,13 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   directory.write(0, parts[0]);
   directory.write(1, parts[1].empty() ? "{}" : parts[1]);
   mla::fuzz::only_documented_errors([&] {
-    const mla::HuggingFaceConfig config = mla::load_huggingface_config(directory.path());
-    config.attention.validate();
-    if (config.attention.qk_rope_head_dim > 1024) return;  // right, but slow
-    const mla::RotaryEmbedding rotary(config.attention);
+    const mla::AttentionConfig config = mla::load_attention_config(directory.path());
+    config.validate();
+    if (config.qk_rope_head_dim > 1024) return;  // right, but slow
+    const mla::RotaryEmbedding rotary(config);
     for (const double f : rotary.inv_freq())
       mla::fuzz::check(f >= 0.0 && f <= 1.0, "angles are between 0 and 1 a position");
-    mla::fuzz::check(mla::softmax_scale(config.attention) > 0.0, "the softmax scale is positive");
+    mla::fuzz::check(mla::softmax_scale(config) > 0.0, "the softmax scale is positive");
   });
   mla::fuzz::only_documented_errors([&] { mla::load_model_config(directory.path()).validate(); });
   return 0;

@@ -8,8 +8,8 @@
 
 #include "mla/core/config.hpp"
 #include "mla/core/error.hpp"
-#include "mla/io/huggingface_config.hpp"
 #include "mla/io/json.hpp"
+#include "mla/io/read_attention_config.hpp"
 
 namespace mla::conformance {
 

@@ -8,9 +8,9 @@
 #include <string>
 #include <vector>
 
-#include "mla/io/attention_weights.hpp"
 #include "mla/io/cache_snapshot.hpp"
 #include "mla/io/checkpoint.hpp"
+#include "mla/io/load_attention_weights.hpp"
 #include "support/counting_operator_new.hpp"
 #include "support/full_disk.hpp"
 #include "support/safetensors_writer.hpp"

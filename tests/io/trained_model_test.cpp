@@ -4,9 +4,9 @@
 #include <filesystem>
 #include <string>
 
-#include "mla/io/attention_weights.hpp"
 #include "mla/io/checkpoint.hpp"
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/load_attention_weights.hpp"
+#include "mla/io/read_attention_config.hpp"
 
 // The trained models in models/, one in bfloat16 and the same in fp8 with shards.
 
@@ -24,27 +24,26 @@ std::string self_attn(Index layer) {
 
 TEST(TrainedModel, ItsConfigIsRead) {
   for (const auto& directory : {kModel, kFp8Model}) {
-    const HuggingFaceConfig config = load_huggingface_config(directory);
-    EXPECT_EQ(config.num_hidden_layers, 4);
-    EXPECT_EQ(config.max_position_embeddings, 256);
-    EXPECT_EQ(config.attention.hidden_size, 192);
-    EXPECT_EQ(config.attention.num_attention_heads, 6);
-    EXPECT_EQ(config.attention.q_lora_rank, 96);
-    EXPECT_EQ(config.attention.kv_lora_rank, 64);
-    EXPECT_EQ(config.attention.qk_nope_head_dim, 32);
-    EXPECT_EQ(config.attention.qk_rope_head_dim, 16);
-    EXPECT_EQ(config.attention.v_head_dim, 32);
-    EXPECT_EQ(config.attention.rope_scaling, RopeScaling{});
+    const AttentionConfig config = load_attention_config(directory);
+    EXPECT_EQ(config.hidden_size, 192);
+    EXPECT_EQ(config.num_attention_heads, 6);
+    EXPECT_EQ(config.q_lora_rank, 96);
+    EXPECT_EQ(config.kv_lora_rank, 64);
+    EXPECT_EQ(config.qk_nope_head_dim, 32);
+    EXPECT_EQ(config.qk_rope_head_dim, 16);
+    EXPECT_EQ(config.v_head_dim, 32);
+    EXPECT_EQ(config.rope_scaling, RopeScaling{});
   }
 }
 
 TEST(TrainedModel, TheAttentionOfEveryLayerIsLoaded) {
   for (const auto& directory : {kModel, kFp8Model}) {
-    const HuggingFaceConfig config = load_huggingface_config(directory);
+    const AttentionConfig config = load_attention_config(directory);
     const Checkpoint checkpoint(directory);
     for (Index layer = 0; layer < kLayers; ++layer) {
-      const AttentionWeights weights = load_attention_weights(checkpoint, self_attn(layer), config);
-      EXPECT_NO_THROW(weights.validate(config.attention));
+      const AttentionWeights weights =
+          load_attention_weights(checkpoint, self_attn(layer), config, false);
+      EXPECT_NO_THROW(weights.validate(config));
       EXPECT_EQ(weights.q_b_proj.dtype, DType::bfloat16);
     }
   }

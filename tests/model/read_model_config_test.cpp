@@ -71,6 +71,11 @@ TEST(ReadModelConfig, WhatAFileDoesNotSayIsAsPublished) {
   }
 }
 
+TEST(ReadModelConfig, ReadsWhetherAttentionHasBiases) {
+  EXPECT_FALSE(read_model_config(synthetic_config()).attention_bias);
+  EXPECT_TRUE(read_with(synthetic_config(), {{"attention_bias", true}}).attention_bias);
+}
+
 TEST(ReadModelConfig, LayersWithExpertsFollowEitherNotation) {
   nlohmann::json json = synthetic_config();
   EXPECT_EQ(read_model_config(json).first_k_dense_replace, 1);
@@ -112,11 +117,15 @@ TEST(ReadModelConfig, RefusesByName) {
   refused({{"scoring_func", 1}}, {"scoring_func", "1"});
   refused({{"topk_method", "aux"}}, {"topk_method", "aux", "group_limited_greedy"});
   refused({{"hidden_act", "gelu"}}, {"hidden_act", "gelu", "silu"});
+  refused({{"attention_bias", 0}}, {"attention_bias", "got 0"});
   refused({{"mlp_bias", true}}, {"mlp_bias"});
   refused({{"index_topk", 64}}, {"index_topk"});
   refused({{"vocab_size", nullptr}}, {"vocab_size", "null"});
   refused({{"vocab_size", 0}}, {"vocab_size", "0"});
   refused({{"vocab_size", 1.5}}, {"vocab_size", "1.5"});
+  for (const char* key : {"num_hidden_layers", "max_position_embeddings"})
+    for (const char* text : {"null", "\"64\"", "64.0", "-64", "[64]", "9223372036854775808"})
+      refused({{key, nlohmann::json::parse(text)}}, {key, text});
   refused({{"num_hidden_layers", 0}}, {"num_hidden_layers", "0"});
   refused({{"intermediate_size", -3}}, {"intermediate_size", "-3"});
   refused({{"max_position_embeddings", 0}}, {"max_position_embeddings", "0"});

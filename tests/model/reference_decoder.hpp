@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "mla/attention/reference.hpp"
-#include "mla/io/attention_weights.hpp"
 #include "mla/io/checkpoint.hpp"
+#include "mla/io/load_attention_weights.hpp"
 #include "mla/model/model_config.hpp"
 #include "model/reference_router.hpp"
 

@@ -16,8 +16,8 @@
 #include "mla/core/float16.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/io/fp8.hpp"
-#include "mla/io/huggingface_config.hpp"
 #include "mla/io/json.hpp"
+#include "mla/io/quantization_config.hpp"
 #include "mla/io/safetensors.hpp"
 
 namespace mla {

@@ -11,9 +11,8 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
-#include "mla/io/attention_weights.hpp"
 #include "mla/io/checkpoint.hpp"
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/load_attention_weights.hpp"
 #include "mla/model/decoder_layer.hpp"
 #include "mla/model/mixture_of_experts.hpp"
 #include "mla/model/mlp.hpp"
@@ -49,10 +48,7 @@ namespace detail {
 class DecoderLoader {
  public:
   DecoderLoader(const Checkpoint& checkpoint, const ModelConfig& config)
-      : checkpoint_(checkpoint), config_(config) {
-    attention_.attention = config.attention;
-    attention_.attention_bias = config.attention_bias;
-  }
+      : checkpoint_(checkpoint), config_(config) {}
 
   DecoderWeights load() {
     DecoderWeights weights;
@@ -125,7 +121,8 @@ class DecoderLoader {
     DecoderLayerWeights weights;
     weights.input_layernorm = norm(name + ".input_layernorm");
     // Refuses tensors of the attention that it does not use.
-    weights.self_attn = load_attention_weights(checkpoint_, name + ".self_attn", attention_);
+    weights.self_attn = load_attention_weights(checkpoint_, name + ".self_attn", config_.attention,
+                                               config_.attention_bias);
     for (const std::string& used : checkpoint_.names(name + ".self_attn.")) take(used);
     weights.post_attention_layernorm = norm(name + ".post_attention_layernorm");
     if (config_.has_experts(layer))
@@ -172,7 +169,6 @@ class DecoderLoader {
 
   const Checkpoint& checkpoint_;
   const ModelConfig& config_;
-  HuggingFaceConfig attention_;
   std::set<std::string> taken_;
 };
 

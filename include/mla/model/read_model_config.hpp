@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <initializer_list>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -11,8 +12,8 @@
 
 #include "mla/core/error.hpp"
 #include "mla/io/config_reader.hpp"
-#include "mla/io/huggingface_config.hpp"
 #include "mla/io/json.hpp"
+#include "mla/io/read_attention_config.hpp"
 #include "mla/model/model_config.hpp"
 
 namespace mla {
@@ -122,19 +123,18 @@ inline void check_architecture(const ConfigReader& config, const std::string& or
 /// when a key is missing, has the wrong type, or is not understood.
 inline ModelConfig read_model_config(const nlohmann::json& json,
                                      const std::string& origin = "config.json") {
-  const HuggingFaceConfig attention = read_huggingface_config(json, origin);
+  ModelConfig model;
+  model.attention = read_attention_config(json, origin);
   const ConfigReader config(json, origin + ": ");
   detail::check_architecture(config, origin);
   const std::string act = config.find("hidden_act") ? config.string("hidden_act") : "silu";
   if (act != "silu") config.fail("hidden_act = ", act, " is not supported; silu is");
   if (config.boolean("mlp_bias", false)) config.fail("mlp_bias = true is not supported");
 
-  ModelConfig model;
-  model.model_type = attention.model_type;
-  model.attention = attention.attention;
-  model.attention_bias = attention.attention_bias;
-  model.num_hidden_layers = attention.num_hidden_layers;
-  model.max_position_embeddings = attention.max_position_embeddings;
+  model.model_type = config.string("model_type");
+  model.attention_bias = config.boolean("attention_bias", false);
+  model.num_hidden_layers = config.size("num_hidden_layers");
+  model.max_position_embeddings = config.size("max_position_embeddings");
   model.vocab_size = config.size("vocab_size");
   model.intermediate_size = config.size("intermediate_size");
   model.rms_norm_eps = config.number("rms_norm_eps");

@@ -1,4 +1,4 @@
-#include "mla/io/huggingface_config.hpp"
+#include "mla/io/read_attention_config.hpp"
 
 #include <gtest/gtest.h>
 
@@ -97,30 +97,24 @@ json with_rope(json config, const std::string& key, json value) {
 
 testing::AssertionResult refuses(const json& config, std::vector<std::string> parts) {
   parts.push_back("m/config.json");
-  return fails_naming([&] { read_huggingface_config(config, "m/config.json"); }, parts);
+  return fails_naming([&] { read_attention_config(config, "m/config.json"); }, parts);
 }
 
-TEST(HuggingFaceConfig, ReadsDeepSeekV3AndR1) {
-  const HuggingFaceConfig config = read_huggingface_config(deepseek_v3());
-  EXPECT_EQ(config.attention, AttentionConfig::deepseek_v3());
-  EXPECT_EQ(config.model_type, "deepseek_v3");
-  EXPECT_EQ(config.num_hidden_layers, 61);
-  EXPECT_EQ(config.max_position_embeddings, 163840);
-  EXPECT_FALSE(config.attention_bias);
-  EXPECT_EQ(config.weight_block_size, (BlockSize{128, 128}));
+TEST(ReadAttentionConfig, ReadsDeepSeekV3AndR1) {
+  EXPECT_EQ(read_attention_config(deepseek_v3()), AttentionConfig::deepseek_v3());
   // R1 and V3-0324 differ in the version only.
   const json r1 = with(deepseek_v3(), "transformers_version", "4.46.3");
   EXPECT_EQ(read_attention_config(r1), AttentionConfig::deepseek_v3());
 }
 
-TEST(HuggingFaceConfig, ReadsDeepSeekV31) {
+TEST(ReadAttentionConfig, ReadsDeepSeekV31) {
   const json v31 = changed(deepseek_v3(), {{"quantization_config", {{"scale_fmt", "ue8m0"}}},
                                            {"transformers_version", "4.44.2"},
                                            {"ep_size", nullptr}});
   EXPECT_EQ(read_attention_config(v31), AttentionConfig::deepseek_v3());
 }
 
-TEST(HuggingFaceConfig, ReadsDeepSeekV2) {
+TEST(ReadAttentionConfig, ReadsDeepSeekV2) {
   const json v2 = changed(deepseek_v2_lite(), {{"hidden_size", 5120},
                                                {"intermediate_size", 12288},
                                                {"moe_intermediate_size", 1536},
@@ -142,13 +136,11 @@ TEST(HuggingFaceConfig, ReadsDeepSeekV2) {
   EXPECT_EQ(read_attention_config(v2), expected);
 }
 
-TEST(HuggingFaceConfig, ReadsDeepSeekV2LiteWithoutQueryCompression) {
-  const HuggingFaceConfig config = read_huggingface_config(deepseek_v2_lite());
-  EXPECT_EQ(config.attention, AttentionConfig::deepseek_v2_lite());
-  EXPECT_EQ(config.num_hidden_layers, 27);
+TEST(ReadAttentionConfig, ReadsDeepSeekV2LiteWithoutQueryCompression) {
+  EXPECT_EQ(read_attention_config(deepseek_v2_lite()), AttentionConfig::deepseek_v2_lite());
 }
 
-TEST(HuggingFaceConfig, ReadsKimiK2) {
+TEST(ReadAttentionConfig, ReadsKimiK2) {
   const json kimi = changed(
       deepseek_v3(), {{"bos_token_id", 163584},
                       {"eos_token_id", 163585},
@@ -174,7 +166,7 @@ TEST(HuggingFaceConfig, ReadsKimiK2) {
 }
 
 // As transformers 4.57 writes V3 after loading it: derived keys, and both names of the rope type.
-TEST(HuggingFaceConfig, ReadsWhatTransformers4WritesAnew) {
+TEST(ReadAttentionConfig, ReadsWhatTransformers4WritesAnew) {
   const json config = changed(deepseek_v3(), {{"dtype", "bfloat16"},
                                               {"torch_dtype", nullptr},
                                               {"head_dim", 64},
@@ -186,7 +178,7 @@ TEST(HuggingFaceConfig, ReadsWhatTransformers4WritesAnew) {
 }
 
 // transformers 5 nests everything about rotation in rope_parameters.
-TEST(HuggingFaceConfig, ReadsRopeParametersOfTransformers5) {
+TEST(ReadAttentionConfig, ReadsRopeParametersOfTransformers5) {
   json config = deepseek_v3();
   json rope = config["rope_scaling"];
   config.erase("rope_scaling");
@@ -204,20 +196,20 @@ TEST(HuggingFaceConfig, ReadsRopeParametersOfTransformers5) {
   EXPECT_EQ(unscaled.rope_theta, 50000.0);
 }
 
-TEST(HuggingFaceConfig, NullRopeScalingMeansPlainRotation) {
+TEST(ReadAttentionConfig, NullRopeScalingMeansPlainRotation) {
   const AttentionConfig config =
       read_attention_config(with(deepseek_v3(), "rope_scaling", nullptr));
   EXPECT_EQ(config.rope_scaling, RopeScaling{});
 }
 
-TEST(HuggingFaceConfig, ReadsLinearScaling) {
+TEST(ReadAttentionConfig, ReadsLinearScaling) {
   const AttentionConfig config = read_attention_config(
       with(deepseek_v3(), "rope_scaling", {{"rope_type", "linear"}, {"factor", 4}}));
   EXPECT_EQ(config.rope_scaling.type, RopeScalingType::linear);
   EXPECT_EQ(config.rope_scaling.factor, 4.0);
 }
 
-TEST(HuggingFaceConfig, YarnWithoutMscalesLeavesTheSoftmaxScaleAlone) {
+TEST(ReadAttentionConfig, YarnWithoutMscalesLeavesTheSoftmaxScaleAlone) {
   json config = deepseek_v3();
   config["rope_scaling"].erase("mscale");
   config["rope_scaling"].erase("mscale_all_dim");
@@ -227,42 +219,22 @@ TEST(HuggingFaceConfig, YarnWithoutMscalesLeavesTheSoftmaxScaleAlone) {
             (RopeScaling{RopeScalingType::yarn, 40.0, 4096, 32.0, 1.0, 1.0, 0.0}));
 }
 
-TEST(HuggingFaceConfig, RotaryPairsAreInterleavedUnlessItSaysOtherwise) {
+TEST(ReadAttentionConfig, RotaryPairsAreInterleavedUnlessItSaysOtherwise) {
   EXPECT_TRUE(read_attention_config(deepseek_v3()).rope_interleave);
   EXPECT_FALSE(
       read_attention_config(with(deepseek_v3(), "rope_interleave", false)).rope_interleave);
 }
 
-TEST(HuggingFaceConfig, NormEpsIsOneMillionthWhateverRmsNormEpsSays) {
+TEST(ReadAttentionConfig, NormEpsIsOneMillionthWhateverRmsNormEpsSays) {
   const AttentionConfig config = read_attention_config(with(deepseek_v3(), "rms_norm_eps", 1e-5));
   EXPECT_EQ(config.q_a_layernorm_eps, 1e-6);
   EXPECT_EQ(config.kv_a_layernorm_eps, 1e-6);
 }
 
-TEST(HuggingFaceConfig, ReadsAttentionBiasAndBlockSize) {
-  json config = with(deepseek_v3(), "attention_bias", true);
-  config["quantization_config"]["weight_block_size"] = {64, 32};
-  EXPECT_TRUE(read_huggingface_config(config).attention_bias);
-  EXPECT_EQ(read_huggingface_config(config).weight_block_size, (BlockSize{64, 32}));
-  config["quantization_config"] = nullptr;
-  EXPECT_EQ(read_huggingface_config(config).weight_block_size, kDefaultWeightBlockSize);
-}
-
-TEST(HuggingFaceConfig, RefusesABlockSizeThatIsNone) {
-  for (const char* text : {"128", "[128]", "[0, 128]", "[128, -1]", "[128, 128.0]", "[1, \"1\"]",
-                           "[128, 9223372036854775807]", "[128, 18446744073709551615]"}) {
-    json config = deepseek_v3();
-    config["quantization_config"]["weight_block_size"] = json::parse(text);
-    EXPECT_TRUE(refuses(config, {"quantization_config.weight_block_size"})) << text;
-  }
-  EXPECT_TRUE(
-      refuses(with(deepseek_v3(), "quantization_config", "fp8"), {"quantization_config", "fp8"}));
-}
-
-TEST(HuggingFaceConfig, NamesEveryMissingKey) {
-  for (const char* key : {"model_type", "hidden_size", "num_attention_heads", "q_lora_rank",
-                          "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
-                          "rope_theta", "num_hidden_layers", "max_position_embeddings"}) {
+TEST(ReadAttentionConfig, NamesEveryMissingKey) {
+  for (const char* key :
+       {"model_type", "hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank",
+        "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "rope_theta"}) {
     json config = deepseek_v3();
     config.erase(key);
     EXPECT_TRUE(refuses(config, {key, "missing"}));
@@ -277,14 +249,12 @@ TEST(HuggingFaceConfig, NamesEveryMissingKey) {
   }
 }
 
-TEST(HuggingFaceConfig, NamesEveryKeyOfTheWrongTypeAndItsValue) {
-  for (const char* key :
-       {"hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim",
-        "qk_rope_head_dim", "v_head_dim", "num_hidden_layers", "max_position_embeddings"})
+TEST(ReadAttentionConfig, NamesEveryKeyOfTheWrongTypeAndItsValue) {
+  for (const char* key : {"hidden_size", "num_attention_heads", "q_lora_rank", "kv_lora_rank",
+                          "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"})
     for (const char* text : {"\"64\"", "64.0", "-64", "true", "[64]", "9223372036854775808"})
       EXPECT_TRUE(refuses(with(deepseek_v3(), key, json::parse(text)), {key, "got "})) << text;
   EXPECT_TRUE(refuses(with(deepseek_v3(), "rope_theta", "10000"), {"rope_theta", "\"10000\""}));
-  EXPECT_TRUE(refuses(with(deepseek_v3(), "attention_bias", 0), {"attention_bias", "got 0"}));
   EXPECT_TRUE(refuses(with(deepseek_v3(), "rope_interleave", "yes"), {"rope_interleave", "yes"}));
   EXPECT_TRUE(refuses(with(deepseek_v3(), "rope_scaling", "yarn"), {"rope_scaling", "yarn"}));
   EXPECT_TRUE(refuses(with(deepseek_v3(), "model_type", 3), {"model_type", "got 3"}));
@@ -297,7 +267,7 @@ TEST(HuggingFaceConfig, NamesEveryKeyOfTheWrongTypeAndItsValue) {
   EXPECT_TRUE(refuses(json::array({1}), {"must be an object"}));
 }
 
-TEST(HuggingFaceConfig, RefusesValuesThatNoLayerCanHave) {
+TEST(ReadAttentionConfig, RefusesValuesThatNoLayerCanHave) {
   EXPECT_TRUE(refuses(with(deepseek_v3(), "hidden_size", 0), {"hidden_size", "0"}));
   EXPECT_TRUE(refuses(with(deepseek_v3(), "q_lora_rank", 0), {"q_lora_rank", "0"}));
   EXPECT_TRUE(refuses(with(deepseek_v3(), "qk_rope_head_dim", 63), {"qk_rope_head_dim", "63"}));
@@ -305,25 +275,25 @@ TEST(HuggingFaceConfig, RefusesValuesThatNoLayerCanHave) {
   EXPECT_TRUE(refuses(with_rope(deepseek_v3(), "factor", 0.5), {"factor", "0.5"}));
 }
 
-TEST(HuggingFaceConfig, RefusesOtherModelTypes) {
+TEST(ReadAttentionConfig, RefusesOtherModelTypes) {
   for (const char* type : {"deepseek_v32", "glm_moe_dsa", "longcat_flash", "llama", ""})
     EXPECT_TRUE(refuses(with(deepseek_v3(), "model_type", type), {"model_type", type}));
 }
 
-TEST(HuggingFaceConfig, RefusesRopeTypesThatItDoesNotCompute) {
+TEST(ReadAttentionConfig, RefusesRopeTypesThatItDoesNotCompute) {
   for (const char* type : {"dynamic", "longrope", "llama3", "ntk", "su", ""})
     EXPECT_TRUE(refuses(with_rope(deepseek_v3(), "type", type), {"rope_scaling.type", type}));
   EXPECT_TRUE(refuses(with_rope(deepseek_v3(), "rope_type", "linear"), {"yarn", "linear"}));
 }
 
-TEST(HuggingFaceConfig, RefusesContradictingRotation) {
+TEST(ReadAttentionConfig, RefusesContradictingRotation) {
   json config = deepseek_v3();
   config["rope_parameters"] = config["rope_scaling"];
   EXPECT_TRUE(refuses(config, {"rope_parameters", "rope_scaling"}));
   EXPECT_TRUE(refuses(with_rope(deepseek_v3(), "rope_theta", 50000), {"rope_theta", "10000"}));
 }
 
-TEST(HuggingFaceConfig, RefusesUnknownKeysOfRotation) {
+TEST(ReadAttentionConfig, RefusesUnknownKeysOfRotation) {
   const json keys = {{"attention_factor", 1.2},     {"long_factor", {1.0}},
                      {"short_factor", {1.0}},       {"low_freq_factor", 1.0},
                      {"llama_4_scaling_beta", 0.1}, {"partial_rotary_factor", 0.5},
@@ -341,7 +311,7 @@ TEST(HuggingFaceConfig, RefusesUnknownKeysOfRotation) {
                       {"rope_scaling.factor", "default"}));
 }
 
-TEST(HuggingFaceConfig, RefusesKeysThatMayChangeTheAttention) {
+TEST(ReadAttentionConfig, RefusesKeysThatMayChangeTheAttention) {
   const json keys = {{"mla_scale_q_lora", true},
                      {"mla_scale_kv_lora", true},
                      {"llama_4_scaling_beta", 0.1},
@@ -364,7 +334,7 @@ TEST(HuggingFaceConfig, RefusesKeysThatMayChangeTheAttention) {
     EXPECT_TRUE(refuses(with(deepseek_v3(), key, value), {key, value.dump()}));
 }
 
-TEST(HuggingFaceConfig, AcceptsUnknownKeysThatAreSwitchedOff) {
+TEST(ReadAttentionConfig, AcceptsUnknownKeysThatAreSwitchedOff) {
   for (const char* key : {"sliding_window", "index_topk", "mla_scale_q_lora", "some_future_key"}) {
     EXPECT_NO_THROW(read_attention_config(with(deepseek_v3(), key, nullptr)));
     EXPECT_NO_THROW(read_attention_config(with(deepseek_v3(), key, false)));
@@ -372,15 +342,15 @@ TEST(HuggingFaceConfig, AcceptsUnknownKeysThatAreSwitchedOff) {
   EXPECT_NO_THROW(read_attention_config(with(deepseek_v3(), "partial_rotary_factor", 1)));
 }
 
-TEST(HuggingFaceConfig, LoadsTheFileInAModelsDirectory) {
+TEST(ReadAttentionConfig, LoadsTheFileInAModelsDirectory) {
   const TemporaryDirectory directory;
   write_file(directory / "config.json", deepseek_v3().dump(2));
-  EXPECT_EQ(load_huggingface_config(directory.path()).attention, AttentionConfig::deepseek_v3());
+  EXPECT_EQ(load_attention_config(directory.path()), AttentionConfig::deepseek_v3());
   write_file(directory / "config.json", R"({"hidden_size": 1, "hidden_size": 2})");
-  EXPECT_TRUE(fails_naming([&] { load_huggingface_config(directory.path()); },
+  EXPECT_TRUE(fails_naming([&] { load_attention_config(directory.path()); },
                            {(directory / "config.json").string(), "hidden_size"}));
   std::filesystem::remove(directory / "config.json");
-  EXPECT_TRUE(fails_naming([&] { load_huggingface_config(directory.path()); },
+  EXPECT_TRUE(fails_naming([&] { load_attention_config(directory.path()); },
                            {(directory / "config.json").string(), "No such file"}));
 }
 

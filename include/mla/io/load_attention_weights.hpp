@@ -1,6 +1,7 @@
-#ifndef MLA_IO_ATTENTION_WEIGHTS_HPP_
-#define MLA_IO_ATTENTION_WEIGHTS_HPP_
+#ifndef MLA_IO_LOAD_ATTENTION_WEIGHTS_HPP_
+#define MLA_IO_LOAD_ATTENTION_WEIGHTS_HPP_
 
+#include <optional>
 #include <set>
 #include <string>
 
@@ -9,7 +10,6 @@
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/io/checkpoint.hpp"
-#include "mla/io/huggingface_config.hpp"
 
 namespace mla {
 
@@ -57,10 +57,13 @@ class AttentionLoader {
 /// The weights of one attention layer under their published names, `prefix` being
 /// "model.layers.0.self_attn". They are views into the checkpoint, which must outlive them; fp8
 /// weights are decoded here. Throws std::runtime_error naming the tensor when one is missing, has
-/// another shape than the configuration says, or is not used by it.
+/// another shape than the configuration says, or is not used by it; and a bias that is there or
+/// missing against what `attention_bias`, the key of config.json, says. Without it, biases are
+/// taken where they are.
 inline AttentionWeights load_attention_weights(const Checkpoint& checkpoint,
                                                const std::string& prefix,
-                                               const AttentionConfig& config) {
+                                               const AttentionConfig& config,
+                                               std::optional<bool> attention_bias = std::nullopt) {
   const Index hidden = config.hidden_size;
   const Index heads = config.num_attention_heads;
   const Index query_rank = config.q_lora_rank;
@@ -84,19 +87,11 @@ inline AttentionWeights load_attention_weights(const Checkpoint& checkpoint,
   weights.o_proj = loader.matrix("o_proj", hidden, heads * config.v_head_dim);
   weights.o_proj_bias = loader.optional_bias("o_proj", hidden);
   loader.refuse_unused();
-  return weights;
-}
-
-/// The same, and refuses a checkpoint whose biases are not those that attention_bias promises.
-inline AttentionWeights load_attention_weights(const Checkpoint& checkpoint,
-                                               const std::string& prefix,
-                                               const HuggingFaceConfig& config) {
-  const AttentionWeights weights = load_attention_weights(checkpoint, prefix, config.attention);
   const auto check = [&](const char* name, const WeightView& bias) {
-    if (bool(bias) != config.attention_bias)
+    if (attention_bias && bool(bias) != *attention_bias)
       throw_runtime(checkpoint.path(), ": tensor ", prefix, ".", name,
-                    config.attention_bias ? " is missing, but attention_bias is true"
-                                          : " is there, but attention_bias is false");
+                    *attention_bias ? " is missing, but attention_bias is true"
+                                    : " is there, but attention_bias is false");
   };
   if (weights.q_a_proj) check("q_a_proj.bias", weights.q_a_proj_bias);
   check("kv_a_proj_with_mqa.bias", weights.kv_a_proj_with_mqa_bias);
@@ -106,4 +101,4 @@ inline AttentionWeights load_attention_weights(const Checkpoint& checkpoint,
 
 }  // namespace mla
 
-#endif  // MLA_IO_ATTENTION_WEIGHTS_HPP_
+#endif  // MLA_IO_LOAD_ATTENTION_WEIGHTS_HPP_

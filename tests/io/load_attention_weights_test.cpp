@@ -1,4 +1,4 @@
-#include "mla/io/attention_weights.hpp"
+#include "mla/io/load_attention_weights.hpp"
 
 #include <gtest/gtest.h>
 
@@ -119,21 +119,19 @@ TEST_F(LoadAttentionWeights, TakesBiasesWhereTheyAre) {
 }
 
 TEST_F(LoadAttentionWeights, BiasesMustBeThoseThatTheConfigPromises) {
-  HuggingFaceConfig config;
-  config.attention = small_config(6);
-  config.attention_bias = true;
-  EXPECT_NO_THROW(load_attention_weights(checkpoint(with_biases(shapes(true))), kPrefix, config));
+  const AttentionConfig config = small_config(6);
+  EXPECT_NO_THROW(
+      load_attention_weights(checkpoint(with_biases(shapes(true))), kPrefix, config, true));
   for (const char* name : {"q_a_proj.bias", "kv_a_proj_with_mqa.bias", "o_proj.bias"}) {
     Shapes tensors = with_biases(shapes(true));
     tensors.erase(name);
     const Checkpoint model = checkpoint(tensors);
-    EXPECT_TRUE(fails_naming([&] { load_attention_weights(model, kPrefix, config); },
+    EXPECT_TRUE(fails_naming([&] { load_attention_weights(model, kPrefix, config, true); },
                              {kPrefix + "." + name, "missing", "attention_bias"}));
   }
-  config.attention_bias = false;
-  EXPECT_NO_THROW(load_attention_weights(checkpoint(shapes(true)), kPrefix, config));
+  EXPECT_NO_THROW(load_attention_weights(checkpoint(shapes(true)), kPrefix, config, false));
   const Checkpoint biased = checkpoint(with_biases(shapes(true)));
-  EXPECT_TRUE(fails_naming([&] { load_attention_weights(biased, kPrefix, config); },
+  EXPECT_TRUE(fails_naming([&] { load_attention_weights(biased, kPrefix, config, false); },
                            {kPrefix + ".q_a_proj.bias", "attention_bias"}));
 }
 

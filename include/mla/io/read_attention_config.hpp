@@ -1,18 +1,16 @@
-#ifndef MLA_IO_HUGGINGFACE_CONFIG_HPP_
-#define MLA_IO_HUGGINGFACE_CONFIG_HPP_
+#ifndef MLA_IO_READ_ATTENTION_CONFIG_HPP_
+#define MLA_IO_READ_ATTENTION_CONFIG_HPP_
 
 #include <algorithm>
 #include <filesystem>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <utility>
 
 #include "mla/core/config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/io/config_reader.hpp"
-#include "mla/io/fp8.hpp"
 #include "mla/io/json.hpp"
 
 // config.json of a published model. What is not understood is refused: a key that is in none of the
@@ -22,42 +20,30 @@
 
 namespace mla {
 
-/// What attention needs of a config.json.
-struct HuggingFaceConfig {
-  std::string model_type;
-  Index num_hidden_layers = 0;
-  Index max_position_embeddings = 0;
-  bool attention_bias = false;  ///< q_a_proj, kv_a_proj_with_mqa and o_proj have a bias
-  BlockSize weight_block_size = kDefaultWeightBlockSize;  ///< of quantization_config
-  AttentionConfig attention;
-};
-
 namespace detail {
 
 inline constexpr std::string_view kModelTypes[] = {"deepseek_v2", "deepseek_v3", "kimi_k2"};
 
 /// Keys that are read here.
 inline constexpr std::string_view kAttentionKeys[] = {
-    "model_type",         "hidden_size",       "num_attention_heads",
-    "q_lora_rank",        "kv_lora_rank",      "qk_nope_head_dim",
-    "qk_rope_head_dim",   "v_head_dim",        "qk_head_dim",
-    "head_dim",           "rope_theta",        "rope_scaling",
-    "rope_parameters",    "rope_interleave",   "partial_rotary_factor",
-    "attention_bias",     "num_hidden_layers", "max_position_embeddings",
-    "quantization_config"};
+    "model_type",      "hidden_size",      "num_attention_heads",  "q_lora_rank",
+    "kv_lora_rank",    "qk_nope_head_dim", "qk_rope_head_dim",     "v_head_dim",
+    "qk_head_dim",     "head_dim",         "rope_theta",           "rope_scaling",
+    "rope_parameters", "rope_interleave",  "partial_rotary_factor"};
 
-/// Keys that change nothing about attention. num_key_value_heads means nothing in MLA, and
-/// rms_norm_eps is not the eps of its two norms.
+/// Keys that change nothing about attention, or that others read: quantization_config is read with
+/// the weights. num_key_value_heads means nothing in MLA, and rms_norm_eps is not the eps of its
+/// two norms.
 inline constexpr std::string_view kOtherKeys[] = {
     // files and training
     "architectures", "auto_map", "torch_dtype", "dtype", "transformers_version", "_name_or_path",
     "_attn_implementation", "_attn_implementation_autoset", "unsloth_fixed", "unsloth_version",
     "use_cache", "is_decoder", "return_dict", "id2label", "label2id", "initializer_range",
-    "attention_dropout", "pretraining_tp",
+    "attention_dropout", "pretraining_tp", "quantization_config",
     // the model around it
-    "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings",
-    "num_key_value_heads", "rms_norm_eps", "hidden_act", "intermediate_size", "mlp_bias",
-    "mlp_layer_types", "num_nextn_predict_layers",
+    "num_hidden_layers", "max_position_embeddings", "attention_bias", "vocab_size", "bos_token_id",
+    "eos_token_id", "pad_token_id", "tie_word_embeddings", "num_key_value_heads", "rms_norm_eps",
+    "hidden_act", "intermediate_size", "mlp_bias", "mlp_layer_types", "num_nextn_predict_layers",
     // mixture of experts
     "moe_intermediate_size", "moe_layer_freq", "first_k_dense_replace", "n_routed_experts",
     "num_local_experts", "num_experts", "n_shared_experts", "num_experts_per_tok", "n_group",
@@ -127,28 +113,6 @@ inline void read_rope(const ConfigReader& config, AttentionConfig& attention) {
 
 }  // namespace detail
 
-/// The block size of F8_E4M3 weights, quantization_config.weight_block_size; 128 x 128 when the
-/// config does not say. Throws std::runtime_error beginning with `origin`, the file's path.
-inline BlockSize read_weight_block_size(const nlohmann::json& json,
-                                        const std::string& origin = "config.json") {
-  constexpr Index kMaxBlock = Index{1} << 24;
-  const ConfigReader config(json, origin + ": ");
-  if (!config.find("quantization_config")) return kDefaultWeightBlockSize;
-  const ConfigReader quantization = config.object("quantization_config");
-  for (const auto& [key, supported] : {std::pair("quant_method", "fp8"), std::pair("fmt", "e4m3")})
-    if (quantization.find(key) && quantization.string(key) != supported)
-      quantization.fail(std::string(key) + " must be " + supported + ", got " +
-                        quantization.string(key));
-  const nlohmann::json* value = quantization.find("weight_block_size");
-  if (!value) return kDefaultWeightBlockSize;
-  const auto valid = [](const nlohmann::json& size) {
-    return size.is_number_integer() && size > 0 && size <= kMaxBlock;
-  };
-  if (!value->is_array() || value->size() != 2 || !std::ranges::all_of(*value, valid))
-    quantization.fail("weight_block_size must be two positive integers, got ", json_text(*value));
-  return {(*value)[0].get<Index>(), (*value)[1].get<Index>()};
-}
-
 /// The attention of a config.json of model_type deepseek_v2, deepseek_v3 or kimi_k2. The norms'
 /// eps is 1e-6 whatever rms_norm_eps says, as in DeepSeek's code. Throws std::runtime_error
 /// beginning with `origin`, the file's path, and naming the key and its value when a key is
@@ -185,26 +149,12 @@ inline AttentionConfig read_attention_config(const nlohmann::json& json,
   return attention;
 }
 
-/// As read_attention_config, with what else attention needs to know of the model.
-inline HuggingFaceConfig read_huggingface_config(const nlohmann::json& json,
-                                                 const std::string& origin = "config.json") {
-  HuggingFaceConfig result;
-  result.attention = read_attention_config(json, origin);
-  const ConfigReader config(json, origin + ": ");
-  result.model_type = config.string("model_type");
-  result.num_hidden_layers = config.size("num_hidden_layers");
-  result.max_position_embeddings = config.size("max_position_embeddings");
-  result.attention_bias = config.boolean("attention_bias", false);
-  result.weight_block_size = read_weight_block_size(json, origin);
-  return result;
-}
-
 /// Reads config.json in a model's directory.
-inline HuggingFaceConfig load_huggingface_config(const std::filesystem::path& directory) {
+inline AttentionConfig load_attention_config(const std::filesystem::path& directory) {
   const auto path = directory / "config.json";
-  return read_huggingface_config(*JsonDocument(parse_json_file(path)), path.string());
+  return read_attention_config(*JsonDocument(parse_json_file(path)), path.string());
 }
 
 }  // namespace mla
 
-#endif  // MLA_IO_HUGGINGFACE_CONFIG_HPP_
+#endif  // MLA_IO_READ_ATTENTION_CONFIG_HPP_
