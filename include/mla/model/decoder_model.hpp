@@ -21,6 +21,7 @@
 #include "mla/model/decoder_state.hpp"
 #include "mla/model/decoder_weights.hpp"
 #include "mla/model/embedding.hpp"
+#include "mla/model/load_decoder_weights.hpp"
 #include "mla/model/model_config.hpp"
 #include "mla/model/multi_token_prediction.hpp"
 #include "mla/model/read_model_config.hpp"

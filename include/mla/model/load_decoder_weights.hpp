@@ -1,0 +1,154 @@
+#ifndef MLA_MODEL_LOAD_DECODER_WEIGHTS_HPP_
+#define MLA_MODEL_LOAD_DECODER_WEIGHTS_HPP_
+
+#include <charconv>
+#include <cstddef>
+#include <cstring>
+#include <string>
+
+#include "mla/core/tensor.hpp"
+#include "mla/io/checkpoint.hpp"
+#include "mla/io/load_attention_weights.hpp"
+#include "mla/io/tensor_reader.hpp"
+#include "mla/model/decoder_layer.hpp"
+#include "mla/model/decoder_weights.hpp"
+#include "mla/model/mixture_of_experts.hpp"
+#include "mla/model/mlp.hpp"
+#include "mla/model/model_config.hpp"
+
+namespace mla {
+
+namespace detail {
+
+/// Takes the tensors of a model out of a checkpoint.
+class DecoderLoader {
+ public:
+  DecoderLoader(const Checkpoint& checkpoint, const ModelConfig& config)
+      : tensors_(checkpoint), config_(config) {}
+
+  DecoderWeights load() {
+    DecoderWeights weights;
+    weights.embed_tokens = vocabulary(tensors_, "model.embed_tokens.weight");
+    for (Index layer = 0; layer < config_.num_hidden_layers; ++layer)
+      weights.layers.push_back(load_layer(layer));
+    weights.norm = norm(tensors_, "model.norm.weight");
+    weights.lm_head =
+        config_.tie_word_embeddings ? weights.embed_tokens : vocabulary(tensors_, "lm_head.weight");
+    if (config_.num_nextn_predict_layers > 0 && !module().names().empty())
+      weights.prediction = load_prediction(weights);
+    ignore_further_modules();
+    if (config_.tie_word_embeddings) tensors_.ignore("lm_head.weight");
+    tensors_.ignore("model.rotary_emb.inv_freq");  // as in every layer of older files
+    tensors_.refuse_unused();
+    return weights;
+  }
+
+ private:
+  TensorReader layer_reader(Index layer) const {
+    return tensors_.under("model.layers." + std::to_string(layer));
+  }
+  /// The module for multi-token prediction comes after the layers.
+  TensorReader module() const { return layer_reader(config_.num_hidden_layers); }
+
+  WeightView vocabulary(TensorReader& tensors, const std::string& name) const {
+    return tensors.matrix(name, config_.vocab_size, config_.hidden_size());
+  }
+  // The module's own, unless it is missing or a copy: published checkpoints hold both matrices
+  // twice, and one is read sooner than two. Large ones are not compared: no cache would keep them.
+  WeightView vocabulary_or(TensorReader& tensors, const std::string& name,
+                           const WeightView& models) const {
+    constexpr Index kMostCompared = Index{1} << 24;
+    if (!tensors.contains(name)) return models;
+    const WeightView own = vocabulary(tensors, name);
+    const bool copy =
+        own.dtype == models.dtype && own.bytes() <= kMostCompared &&
+        std::memcmp(own.data, models.data, static_cast<std::size_t>(own.bytes())) == 0;
+    return copy ? models : own;
+  }
+  WeightView norm(TensorReader& tensors, const std::string& name) const {
+    return tensors.vector(name, config_.hidden_size());
+  }
+
+  MlpWeights load_mlp(TensorReader tensors, Index intermediate_size) const {
+    const Index hidden = config_.hidden_size();
+    return {tensors.matrix("gate_proj.weight", intermediate_size, hidden),
+            tensors.matrix("up_proj.weight", intermediate_size, hidden),
+            tensors.matrix("down_proj.weight", hidden, intermediate_size)};
+  }
+
+  MixtureOfExpertsWeights load_experts(TensorReader tensors) const {
+    const MixtureOfExpertsConfig& experts = config_.experts;
+    MixtureOfExpertsWeights weights;
+    weights.router.gate =
+        tensors.matrix("gate.weight", experts.n_routed_experts, config_.hidden_size());
+    if (experts.topk_method == TopkMethod::noaux_tc)
+      weights.router.e_score_correction_bias =
+          tensors.vector("gate.e_score_correction_bias", experts.n_routed_experts);
+    for (Index e = 0; e < experts.n_routed_experts; ++e)
+      weights.experts.push_back(
+          load_mlp(tensors.under("experts." + std::to_string(e)), experts.moe_intermediate_size));
+    if (experts.n_shared_experts > 0)
+      weights.shared_experts = load_mlp(tensors.under("shared_experts"),
+                                        experts.n_shared_experts * experts.moe_intermediate_size);
+    return weights;
+  }
+
+  DecoderLayerWeights load_layer(Index layer) const {
+    TensorReader tensors = layer_reader(layer);
+    TensorReader attention = tensors.under("self_attn");
+    DecoderLayerWeights weights;
+    weights.input_layernorm = norm(tensors, "input_layernorm.weight");
+    weights.self_attn =
+        read_attention_weights(attention, config_.attention, config_.attention_bias);
+    weights.post_attention_layernorm = norm(tensors, "post_attention_layernorm.weight");
+    if (config_.has_experts(layer))
+      weights.mlp = load_experts(tensors.under("mlp"));
+    else
+      weights.mlp = load_mlp(tensors.under("mlp"), config_.intermediate_size);
+    return weights;
+  }
+
+  MultiTokenPredictionWeights load_prediction(const DecoderWeights& model) const {
+    const Index hidden = config_.hidden_size();
+    TensorReader tensors = module();
+    MultiTokenPredictionWeights weights;
+    weights.embed_tokens = vocabulary_or(tensors, "embed_tokens.weight", model.embed_tokens);
+    weights.enorm = norm(tensors, "enorm.weight");
+    weights.hnorm = norm(tensors, "hnorm.weight");
+    weights.eh_proj = tensors.matrix("eh_proj.weight", hidden, 2 * hidden);
+    weights.layer = load_layer(config_.num_hidden_layers);
+    weights.shared_head_norm = norm(tensors, "shared_head.norm.weight");
+    weights.shared_head = vocabulary_or(tensors, "shared_head.head.weight", model.lm_head);
+    return weights;
+  }
+
+  // Of the modules for multi-token prediction only the first is used.
+  void ignore_further_modules() {
+    TensorReader layers = tensors_.under("model.layers");
+    const Index first = config_.num_hidden_layers;
+    for (const std::string& name : layers.names()) {
+      Index layer = 0;
+      std::from_chars(name.data(), name.data() + name.size(), layer);
+      if (layer > first && layer < first + config_.num_nextn_predict_layers) layers.ignore(name);
+    }
+  }
+
+  TensorReader tensors_;
+  const ModelConfig& config_;
+};
+
+}  // namespace detail
+
+/// The weights of a model under their published names. They are views into the checkpoint, which
+/// must outlive them; fp8 weights are decoded here. Without tensors of the module for multi-token
+/// prediction the model has none, whatever num_nextn_predict_layers says. Throws std::runtime_error
+/// naming the tensor when one is missing, has another shape than the configuration says, or is not
+/// used by it.
+inline DecoderWeights load_decoder_weights(const Checkpoint& checkpoint,
+                                           const ModelConfig& config) {
+  return detail::DecoderLoader(checkpoint, config).load();
+}
+
+}  // namespace mla
+
+#endif  // MLA_MODEL_LOAD_DECODER_WEIGHTS_HPP_
