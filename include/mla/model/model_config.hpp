@@ -2,7 +2,6 @@
 #define MLA_MODEL_MODEL_CONFIG_HPP_
 
 #include <cmath>
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,11 +10,9 @@
 #include "mla/core/config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/token.hpp"
 
 namespace mla {
-
-/// A token of a model's vocabulary.
-using TokenId = std::int32_t;
 
 /// How the router's logits become scores (config key `scoring_func`).
 enum class ScoringFunction { sigmoid, softmax };

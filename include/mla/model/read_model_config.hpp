@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "mla/core/error.hpp"
+#include "mla/core/token.hpp"
 #include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/io/read_attention_config.hpp"

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "mla/core/token.hpp"
+
 namespace mla {
 
 /// Byte pair encoding (Sennrich et al. 2016, on bytes as in GPT-2): of all neighbours in a word
@@ -19,14 +21,14 @@ namespace mla {
 class BytePairEncoder {
  public:
   struct Merge {
-    std::int32_t left, right, merged;
+    TokenId left, right, merged;
   };
 
   /// Memory to encode in; one for each thread.
   class Memory {
     friend class BytePairEncoder;
     struct Symbol {  // a token of the word; absorbed ones have the id kAbsorbed
-      std::int32_t id;
+      TokenId id;
       std::int32_t before, after;  // places of its neighbours, kNone at the ends
     };
     struct Candidate {  // to merge the symbol at `place` with the next, if both are still these
@@ -39,7 +41,7 @@ class BytePairEncoder {
 
   /// `byte_tokens`: the token of each byte. `merges`: the earlier, the sooner merged; of merges of
   /// the same two tokens the last counts, as in Hugging Face's tokenizers.
-  BytePairEncoder(const std::array<std::int32_t, 256>& byte_tokens, std::span<const Merge> merges)
+  BytePairEncoder(const std::array<TokenId, 256>& byte_tokens, std::span<const Merge> merges)
       : byte_tokens_(byte_tokens) {
     ranked_.reserve(merges.size());
     for (std::size_t i = 0; i < merges.size(); ++i)
@@ -48,7 +50,7 @@ class BytePairEncoder {
   }
 
   /// Appends the tokens of `word`, of fewer than 2^31 bytes, to `ids`.
-  void encode(std::string_view word, Memory& memory, std::vector<std::int32_t>& ids) const {
+  void encode(std::string_view word, Memory& memory, std::vector<TokenId>& ids) const {
     memory.symbols.clear();
     memory.queue.clear();
     const auto bytes = static_cast<std::int32_t>(word.size());
@@ -69,10 +71,11 @@ class BytePairEncoder {
 
  private:
   static constexpr std::int32_t kNone = -1;
-  static constexpr std::int32_t kAbsorbed = -1;
+  static constexpr TokenId kAbsorbed = -1;
 
   struct Ranked {
-    std::int32_t rank, merged;
+    std::int32_t rank;
+    TokenId merged;
   };
   struct KeyHash {
     std::size_t operator()(std::uint64_t key) const noexcept {
@@ -81,7 +84,7 @@ class BytePairEncoder {
     }
   };
 
-  static std::uint64_t key(std::int32_t left, std::int32_t right) noexcept {
+  static std::uint64_t key(TokenId left, TokenId right) noexcept {
     return static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32 |
            static_cast<std::uint32_t>(right);
   }
@@ -92,7 +95,7 @@ class BytePairEncoder {
   // Queues the merge of the symbol at `place` with the next one, if there is one.
   void propose(std::int32_t place, Memory& memory) const {
     const Memory::Symbol& left = at(place, memory);
-    const std::int32_t right = at(left.after, memory).id;
+    const TokenId right = at(left.after, memory).id;
     const auto found = ranked_.find(key(left.id, right));
     if (found == ranked_.end()) return;
     memory.queue.push_back({found->second.rank, place, {left.id, right, found->second.merged}});
@@ -118,7 +121,7 @@ class BytePairEncoder {
     return memory.symbols[static_cast<std::size_t>(place)];
   }
 
-  std::array<std::int32_t, 256> byte_tokens_;
+  std::array<TokenId, 256> byte_tokens_;
   std::unordered_map<std::uint64_t, Ranked, KeyHash> ranked_;
 };
 

@@ -3,7 +3,6 @@
 
 #include <array>
 #include <cstddef>
-#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
@@ -12,6 +11,7 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/token.hpp"
 #include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/byte_level.hpp"
@@ -28,17 +28,17 @@ struct TextHash {
   }
 };
 
-inline std::int32_t read_token_id(const nlohmann::json& value, const std::string& where) {
+inline TokenId read_token_id(const nlohmann::json& value, const std::string& where) {
   constexpr Index kMaxId = 1 << 30;
   const Index id = json_size(value, where);
   if (id > kMaxId) throw_runtime(where, " must be a token id, got ", id);
-  return static_cast<std::int32_t>(id);
+  return static_cast<TokenId>(id);
 }
 
 }  // namespace detail
 
 /// The ids of tokens by their text in the file: "Ġthe".
-using TokenIds = std::unordered_map<std::string, std::int32_t, detail::TextHash, std::equal_to<>>;
+using TokenIds = std::unordered_map<std::string, TokenId, detail::TextHash, std::equal_to<>>;
 
 /// `model` of a tokenizer.json: byte pair encoding over a byte-level vocabulary, which must have a
 /// token for every byte, so that no word is ever unknown.
@@ -58,7 +58,7 @@ class BytePairModel {
 
   /// Appends the tokens of `word`, of fewer than 2^31 bytes, to `ids`.
   void encode(std::string_view word, BytePairEncoder::Memory& memory,
-              std::vector<std::int32_t>& ids) const {
+              std::vector<TokenId>& ids) const {
     const auto whole = whole_words_.find(word);
     if (whole != whole_words_.end())
       ids.push_back(whole->second);
@@ -101,8 +101,8 @@ class BytePairModel {
     return ids;
   }
 
-  std::array<std::int32_t, 256> byte_tokens(const std::string& where) const {
-    std::array<std::int32_t, 256> result{};
+  std::array<TokenId, 256> byte_tokens(const std::string& where) const {
+    std::array<TokenId, 256> result{};
     for (std::size_t byte = 0; byte < 256; ++byte) {
       const std::string text = byte_level_text(std::string(1, static_cast<char>(byte)));
       const auto found = ids_.find(text);

@@ -1,13 +1,13 @@
 #ifndef MLA_TEXT_SPECIAL_TOKENS_HPP_
 #define MLA_TEXT_SPECIAL_TOKENS_HPP_
 
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "mla/core/error.hpp"
+#include "mla/core/token.hpp"
 #include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/vocabulary.hpp"
@@ -22,8 +22,8 @@ namespace mla {
 ///             else eos_token of tokenizer_config.json
 ///   adds_bos  add_bos_token of tokenizer_config.json, else whether the post_processor adds one
 struct SpecialTokens {
-  std::optional<std::int32_t> bos;
-  std::vector<std::int32_t> eos;
+  std::optional<TokenId> bos;
+  std::vector<TokenId> eos;
   bool adds_bos = false;
 };
 
@@ -100,7 +100,7 @@ class SpecialTokensReader {
     for (const auto& [id, value] : added.items()) {
       const std::string here = where + "added_tokens_decoder." + id;
       const std::string& text = ConfigReader(value, here + ".").string("content");
-      const std::int32_t known = token(text, here);
+      const TokenId known = token(text, here);
       if (std::to_string(known) != id)
         throw_runtime(here, ": token ", text, " has the id ", known, " in tokenizer.json");
     }
@@ -121,8 +121,8 @@ class SpecialTokensReader {
   }
 
   // A string, or an object whose "content" it is.
-  std::optional<std::int32_t> named_token(const ConfigReader& config, const char* key,
-                                          const std::string& where) const {
+  std::optional<TokenId> named_token(const ConfigReader& config, const char* key,
+                                     const std::string& where) const {
     const nlohmann::json* value = config.find(key);
     if (!value) return std::nullopt;
     const std::string& text = value->is_object() ? config.object(key).string("content")
@@ -130,14 +130,14 @@ class SpecialTokensReader {
     return token(text, where + key);
   }
 
-  std::int32_t token(const std::string& text, const std::string& where) const {
+  TokenId token(const std::string& text, const std::string& where) const {
     const auto id = vocabulary_.find(text);
     if (!id) throw_runtime(where, ": token ", text, " is not in the vocabulary");
     return *id;
   }
 
-  std::int32_t token(const nlohmann::json& value, const std::string& where) const {
-    const std::int32_t id = read_token_id(value, where);
+  TokenId token(const nlohmann::json& value, const std::string& where) const {
+    const TokenId id = read_token_id(value, where);
     if (!vocabulary_.contains(id))
       throw_runtime(where, ": token ", id, " is not in the vocabulary of ", vocabulary_.size());
     return id;

@@ -1,9 +1,9 @@
 #ifndef MLA_TEXT_STREAMING_DECODER_HPP_
 #define MLA_TEXT_STREAMING_DECODER_HPP_
 
-#include <cstdint>
 #include <string>
 
+#include "mla/core/token.hpp"
 #include "mla/text/tokenizer.hpp"
 #include "mla/text/utf8.hpp"
 
@@ -19,7 +19,7 @@ class StreamingDecoder {
 
   /// The characters that `id` completes, often none. Throws std::invalid_argument when it is not in
   /// the vocabulary, and is then as before.
-  std::string push(std::int32_t id) {
+  std::string push(TokenId id) {
     return stream_.push(tokenizer_->decoded_bytes(id, skip_special_));
   }
 

@@ -11,6 +11,8 @@
 #include <utility>
 #include <vector>
 
+#include "mla/core/token.hpp"
+
 namespace mla {
 
 /// Finds the places of some tokens (`<｜User｜>`) in a text: the leftmost one, and of those that
@@ -19,11 +21,11 @@ class TokenFinder {
  public:
   struct Token {
     std::string text;  ///< not empty
-    std::int32_t id;
+    TokenId id;
   };
   struct Match {
     std::size_t begin, end;
-    std::int32_t id;
+    TokenId id;
   };
 
   explicit TokenFinder(std::vector<Token> tokens) : tokens_(std::move(tokens)) {

@@ -2,7 +2,6 @@
 #define MLA_TEXT_TOKENIZER_HPP_
 
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
 #include <optional>
 #include <span>
@@ -13,6 +12,7 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/token.hpp"
 #include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/byte_pair_model.hpp"
@@ -41,12 +41,12 @@ class Tokenizer {
   /// Throws std::invalid_argument when the text is not UTF-8, naming the byte, has 2^31 bytes or
   /// more, or when there is no bos_id() to add; std::runtime_error when a regular expression takes
   /// too long.
-  std::vector<std::int32_t> encode(std::string_view text, bool add_bos) const {
+  std::vector<TokenId> encode(std::string_view text, bool add_bos) const {
     require(text.size() < (std::size_t{1} << 31), "text of ", text.size(),
             " bytes is too long, must be below 2^31");
     require_utf8(text);
     require(!add_bos || special_.bos, "add_bos, but the tokenizer has no bos token");
-    std::vector<std::int32_t> ids;
+    std::vector<TokenId> ids;
     if (add_bos) ids.push_back(*special_.bos);
     RegexMemory regex_memory;
     BytePairEncoder::Memory merge_memory;
@@ -60,15 +60,15 @@ class Tokenizer {
   }
 
   /// With the bos token when adds_bos(): what `tokenizer(text)` of Hugging Face gives.
-  std::vector<std::int32_t> encode(std::string_view text) const {
+  std::vector<TokenId> encode(std::string_view text) const {
     return encode(text, special_.adds_bos);
   }
 
   /// The text of `ids`; what is not UTF-8 in it becomes U+FFFD. Throws std::invalid_argument for an
   /// id that is not in the vocabulary.
-  std::string decode(std::span<const std::int32_t> ids, bool skip_special = true) const {
+  std::string decode(std::span<const TokenId> ids, bool skip_special = true) const {
     std::string bytes;
-    for (const std::int32_t id : ids) bytes += decoded_bytes(id, skip_special);
+    for (const TokenId id : ids) bytes += decoded_bytes(id, skip_special);
     Utf8Stream stream;
     std::string text = stream.push(bytes);
     return text += stream.finish();
@@ -77,22 +77,20 @@ class Tokenizer {
   /// Ids are below this. A model may have rows for more, which no text becomes.
   Index vocab_size() const noexcept { return vocabulary_.size(); }
 
-  std::optional<std::int32_t> bos_id() const noexcept { return special_.bos; }
-  const std::vector<std::int32_t>& eos_ids() const noexcept { return special_.eos; }
+  std::optional<TokenId> bos_id() const noexcept { return special_.bos; }
+  const std::vector<TokenId>& eos_ids() const noexcept { return special_.eos; }
   /// Whether encode(text) begins with bos_id().
   bool adds_bos() const noexcept { return special_.adds_bos; }
 
   /// The id of a token as it is written in the file: "Ġthe", "<｜User｜>".
-  std::optional<std::int32_t> token_id(std::string_view text) const {
-    return vocabulary_.find(text);
-  }
+  std::optional<TokenId> token_id(std::string_view text) const { return vocabulary_.find(text); }
 
   /// Throws std::invalid_argument when `id` is not in the vocabulary; so do the next two.
-  const std::string& token_text(std::int32_t id) const { return token(id).text; }
-  bool is_special(std::int32_t id) const { return token(id).special; }
+  const std::string& token_text(TokenId id) const { return token(id).text; }
+  bool is_special(TokenId id) const { return token(id).special; }
   /// The bytes that `id` adds to a text, perhaps not whole characters. None for a special token
   /// with `skip_special`.
-  std::string_view decoded_bytes(std::int32_t id, bool skip_special = true) const {
+  std::string_view decoded_bytes(TokenId id, bool skip_special = true) const {
     const Vocabulary::Token& found = token(id);
     return skip_special && found.special ? std::string_view() : found.bytes;
   }
@@ -144,7 +142,7 @@ class Tokenizer {
         root.fail("normalizer = ", json_text(*normalizer), " is not supported; known is none");
   }
 
-  const Vocabulary::Token& token(std::int32_t id) const {
+  const Vocabulary::Token& token(TokenId id) const {
     require(vocabulary_.contains(id), "token id ", id, " is not in the vocabulary of ",
             vocabulary_.size(), " tokens");
     return vocabulary_[id];
@@ -153,8 +151,8 @@ class Tokenizer {
   // Appends the tokens that `finder` finds in `text` to `ids`, and calls encode_rest with what is
   // between them, in order.
   template <class EncodeRest>
-  static void cut_out(const TokenFinder& finder, std::string_view text,
-                      std::vector<std::int32_t>& ids, const EncodeRest& encode_rest) {
+  static void cut_out(const TokenFinder& finder, std::string_view text, std::vector<TokenId>& ids,
+                      const EncodeRest& encode_rest) {
     std::size_t done = 0;
     while (const auto match = finder.find(text, done)) {
       encode_rest(text.substr(done, match->begin - done));

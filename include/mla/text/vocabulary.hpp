@@ -2,7 +2,6 @@
 #define MLA_TEXT_VOCABULARY_HPP_
 
 #include <cstddef>
-#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,6 +10,7 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/token.hpp"
 #include "mla/io/config_reader.hpp"
 #include "mla/io/json.hpp"
 #include "mla/text/byte_level.hpp"
@@ -39,23 +39,23 @@ class Vocabulary {
   /// `origin`, naming the field and the token that is not as it must be.
   Vocabulary(TokenIds model_ids, const nlohmann::json& added_tokens, const std::string& origin)
       : ids_(std::move(model_ids)) {
-    std::vector<std::int32_t> special;
+    std::vector<TokenId> special;
     read_added_tokens(added_tokens, origin, special);
     tokens_.resize(ids_.size());
     for (const auto& [text, id] : ids_) place(text, id, origin);
-    for (const std::int32_t id : special) tokens_[static_cast<std::size_t>(id)].special = true;
+    for (const TokenId id : special) tokens_[static_cast<std::size_t>(id)].special = true;
   }
 
   Index size() const noexcept { return std::ssize(tokens_); }
-  bool contains(std::int32_t id) const noexcept { return id >= 0 && id < size(); }
+  bool contains(TokenId id) const noexcept { return id >= 0 && id < size(); }
 
   /// `id` must be one of the vocabulary.
-  const Token& operator[](std::int32_t id) const noexcept {
+  const Token& operator[](TokenId id) const noexcept {
     return tokens_[static_cast<std::size_t>(id)];
   }
 
   /// The id of the token with this text in the file.
-  std::optional<std::int32_t> find(std::string_view text) const {
+  std::optional<TokenId> find(std::string_view text) const {
     const auto found = ids_.find(text);
     if (found == ids_.end()) return std::nullopt;
     return found->second;
@@ -65,7 +65,7 @@ class Vocabulary {
 
  private:
   void read_added_tokens(const nlohmann::json& tokens, const std::string& origin,
-                         std::vector<std::int32_t>& special) {
+                         std::vector<TokenId>& special) {
     if (tokens.is_null()) return;
     if (!tokens.is_array())
       throw_runtime(origin, ": added_tokens must be an array, got ", json_text(tokens));
@@ -88,7 +88,7 @@ class Vocabulary {
     }
   }
 
-  void place(const std::string& text, std::int32_t id, const std::string& origin) {
+  void place(const std::string& text, TokenId id, const std::string& origin) {
     if (static_cast<std::size_t>(id) >= tokens_.size())
       throw_runtime(origin, ": token ", text, " has the id ", id, ", but the ids of ",
                     tokens_.size(), " tokens must be 0 to ", tokens_.size() - 1);

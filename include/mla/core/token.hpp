@@ -1,0 +1,13 @@
+#ifndef MLA_CORE_TOKEN_HPP_
+#define MLA_CORE_TOKEN_HPP_
+
+#include <cstdint>
+
+namespace mla {
+
+/// A token of a model's vocabulary. 32 bits, signed, as tensors of token ids have them.
+using TokenId = std::int32_t;
+
+}  // namespace mla
+
+#endif  // MLA_CORE_TOKEN_HPP_
