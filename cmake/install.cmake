@@ -1,4 +1,4 @@
-# Headers, the CMake package mla (mla::mla, mla::compiled, mla::io) and mla.pc.
+# Headers, the CMake package mla (mla::mla, mla::compiled, mla::io, mla::model, mla::text) and mla.pc.
 
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/mla)
@@ -6,8 +6,8 @@ set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/mla)
 install(DIRECTORY ${PROJECT_SOURCE_DIR}/include/mla DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
         FILES_MATCHING PATTERN "*.hpp" PATTERN "*.inl")
 
-# mla::io is not exported but made in mlaConfig.cmake: an exported target whose nlohmann/json is
-# not there would make the whole package unusable.
+# mla::io and what needs it are not exported but made in mlaConfig.cmake: an exported target whose
+# nlohmann/json is not there would make the whole package unusable.
 install(TARGETS mla mla_compiled EXPORT mlaTargets ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
 install(EXPORT mlaTargets NAMESPACE mla:: DESTINATION ${package_dir})
 

@@ -3,6 +3,9 @@
 #ifdef CONSUMER_USES_IO
 #include <mla/io/safetensors.hpp>
 #endif
+#ifdef CONSUMER_USES_MODEL
+#include <mla/model/read_model_config.hpp>
+#endif
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -17,6 +20,9 @@ int main() {
   std::printf("DeepSeek-V3 caches %td elements a token and layer\n", config.cache_row_width());
 #ifdef CONSUMER_USES_IO
   if (bytes_of(mla::SafetensorsDType::bfloat16) != 2) return 1;
+#endif
+#ifdef CONSUMER_USES_MODEL
+  if (mla::ModelConfig().hidden_size() != config.hidden_size) return 1;
 #endif
 #ifdef _OPENMP
   const int threads = omp_get_max_threads();
