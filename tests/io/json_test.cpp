@@ -38,6 +38,21 @@ TEST(Json, RefusesWhatIsNotJson) {
     EXPECT_TRUE(fails_naming([&] { parse_json(text, "x.json"); }, {"x.json"})) << text;
 }
 
+TEST(Json, ErrorsSayWhereWithoutTheParsersTag) {
+  for (const char* text : {"{\"a\": 1,\n ]", "\"\xff\"", "{\"a\": 1e999}"}) {
+    try {
+      parse_json(text, "x.json");
+      ADD_FAILURE() << text;
+    } catch (const std::runtime_error& error) {
+      const std::string message = error.what();
+      EXPECT_EQ(message.find("json.exception"), message.npos) << message;
+      EXPECT_TRUE(message.starts_with("x.json: ") && message[8] != '[') << message;
+    }
+  }
+  EXPECT_TRUE(fails_naming([] { parse_json("{\"a\": 1,\n ]", "x.json"); },
+                           {"x.json: parse error at line 2, column 2"}));
+}
+
 TEST(Json, DoesNotStopAtANulByte) {
   EXPECT_TRUE(
       fails_naming([] { parse_json(std::string("{}\0{", 4), "x.json"); }, {"x.json", "NUL"}));

@@ -290,7 +290,12 @@ TEST(ReadAttentionConfig, RefusesContradictingRotation) {
   json config = deepseek_v3();
   config["rope_parameters"] = config["rope_scaling"];
   EXPECT_TRUE(refuses(config, {"rope_parameters", "rope_scaling"}));
-  EXPECT_TRUE(refuses(with_rope(deepseek_v3(), "rope_theta", 50000), {"rope_theta", "10000"}));
+  EXPECT_TRUE(refuses(with_rope(deepseek_v3(), "rope_theta", 50000),
+                      {"rope_theta = 10000 contradicts rope_scaling.rope_theta = 50000"}));
+  config.erase("rope_scaling");
+  config["rope_parameters"]["rope_theta"] = 50000;
+  EXPECT_TRUE(
+      refuses(config, {"rope_theta = 10000 contradicts rope_parameters.rope_theta = 50000"}));
 }
 
 TEST(ReadAttentionConfig, RefusesUnknownKeysOfRotation) {

@@ -144,6 +144,13 @@ TEST_F(Safetensors, RefusesAHeaderLongerThanTheFile) {
   }
 }
 
+// What an incomplete clone of a repository of models leaves in place of its weights.
+TEST_F(Safetensors, SaysWhatAFileOfAnotherKindIs) {
+  EXPECT_TRUE(refuses("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+                      {"git-lfs pointer", "git lfs pull"}));
+  EXPECT_TRUE(refuses(std::string("GGUF\3\0\0\0", 8) + std::string(100, 'x'), {"GGUF"}));
+}
+
 TEST_F(Safetensors, RefusesAHeaderThatIsNotAnObject) {
   for (const char* header : {"", "[]", "1", "null", "\"{}\"", " {}", "\xef\xbb\xbf{}"})
     EXPECT_TRUE(refuses(safetensors_bytes(header), {})) << header;

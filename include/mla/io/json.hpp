@@ -22,6 +22,14 @@
 
 namespace mla {
 
+/// What the parser or writer says, without the tag that it begins with:
+/// "[json.exception.parse_error.101] ".
+inline std::string json_error_text(const nlohmann::json::exception& error) {
+  const std::string_view text = error.what();
+  const std::size_t tag_end = text.starts_with("[json.exception.") ? text.find("] ") : text.npos;
+  return std::string(tag_end == text.npos ? text : text.substr(tag_end + 2));
+}
+
 /// Parses `text`. Throws std::runtime_error beginning with `origin` (a path) when it is not JSON,
 /// has a duplicate key within one object, or is nested more than 64 deep.
 inline nlohmann::json parse_json(std::string_view text, const std::string& origin) {
@@ -52,7 +60,7 @@ inline nlohmann::json parse_json(std::string_view text, const std::string& origi
   try {
     return nlohmann::json::parse(text, check);
   } catch (const nlohmann::json::exception& error) {
-    throw_runtime(origin, ": ", error.what());
+    throw_runtime(origin, ": ", json_error_text(error));
   }
 }
 

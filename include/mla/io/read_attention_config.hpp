@@ -108,7 +108,9 @@ inline void read_rope(const ConfigReader& config, AttentionConfig& attention) {
   attention.rope_scaling = read_rope_scaling(rope);
   attention.rope_theta =
       rope.find("rope_theta") ? rope.number("rope_theta") : config.number("rope_theta");
-  config.expect("rope_theta", attention.rope_theta);
+  if (config.number("rope_theta", attention.rope_theta) != attention.rope_theta)
+    config.fail("rope_theta = ", config.number("rope_theta"), " contradicts ", key,
+                ".rope_theta = ", attention.rope_theta);
 }
 
 }  // namespace detail

@@ -121,6 +121,7 @@ class SafetensorsFile {
   /// not permit.
   explicit SafetensorsFile(const std::filesystem::path& path) : file_(path) {
     const std::span<const std::byte> bytes = file_.bytes();
+    refuse_other_formats();
     std::uint64_t header_bytes = 0;
     if (bytes.size() < sizeof(header_bytes))
       throw_runtime(file_.path(), ": a safetensors file begins with 8 bytes of header length, got ",
@@ -179,6 +180,18 @@ class SafetensorsFile {
   }
 
  private:
+  // What lies in the place of a safetensors file most often. Read as the length of a header, the
+  // beginnings of both are of gigabytes.
+  void refuse_other_formats() const {
+    const std::string_view text(reinterpret_cast<const char*>(file_.bytes().data()),
+                                file_.bytes().size());
+    if (text.starts_with("version https://git-lfs"))
+      throw_runtime(path(),
+                    ": is a git-lfs pointer, not the file itself: `git lfs pull` fetches it");
+    if (text.starts_with("GGUF"))
+      throw_runtime(path(), ": is a GGUF file; only safetensors files are read");
+  }
+
   template <class... Parts>
   [[noreturn]] void fail(const std::string& tensor, const Parts&... parts) const {
     throw_runtime(path(), ": tensor ", tensor, ": ", parts...);

@@ -10,7 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/io/json.hpp"
 #include "mla/io/safetensors.hpp"
 
 namespace mla {
@@ -33,7 +35,7 @@ inline std::string safetensors_header(
     try {
       return nlohmann::json(text).dump();
     } catch (const nlohmann::json::exception& error) {
-      throw_invalid("a safetensors header holds UTF-8 text: ", error.what());
+      throw_invalid("a safetensors header holds UTF-8 text: ", json_error_text(error));
     }
   };
   // By hand: nlohmann::json leaks memory where it cannot get enough for an object.
