@@ -78,12 +78,63 @@ TEST(LoadDecoder, HarmlessTensorsAreIgnored) {
   tensors.push_back({"model.layers.4.enorm.weight", {22}, 1.0});  // of the second module
   const SyntheticCheckpoint files(config, tensors);
   EXPECT_EQ(DecoderModel::load(files.path()).config().num_nextn_predict_layers, 1);
+}
 
-  config = synthetic_config();
-  config.update({{"tie_word_embeddings", true}, {"num_nextn_predict_layers", 0}});
-  tensors = synthetic_tensors(config);
-  tensors.push_back({"lm_head.weight", {37, 22}, 1.0});
-  EXPECT_NO_THROW(DecoderModel::load(SyntheticCheckpoint(config, tensors).path()));
+// As transformers does: num_nextn_predict_layers decides, the file's module is ignored.
+TEST(LoadDecoder, AModuleThatTheConfigDoesNotCountIsIgnored) {
+  const auto tensors = synthetic_tensors(synthetic_config());
+  for (const nlohmann::json& count : {nlohmann::json(0), nlohmann::json(nullptr)}) {
+    nlohmann::json config = synthetic_config();
+    config["num_nextn_predict_layers"] = count;
+    const SyntheticCheckpoint files(config, tensors);
+    const DecoderModel model = DecoderModel::load(files.path());
+    EXPECT_EQ(model.prediction(), nullptr);
+    EXPECT_EQ(model.config().num_nextn_predict_layers, 0);
+  }
+}
+
+// A fourth layer of a model of three is not a module: it has no eh_proj.
+TEST(LoadDecoder, ALayerMoreThanTheConfigCountsIsRefused) {
+  nlohmann::json config = synthetic_config();
+  config.update({{"num_hidden_layers", 4}, {"num_nextn_predict_layers", 0}});
+  const auto tensors = synthetic_tensors(config);
+  config["num_hidden_layers"] = 3;
+  const SyntheticCheckpoint files(config, tensors);
+  EXPECT_TRUE(
+      fails_naming([&] { DecoderModel::load(files.path()); }, {"model.layers.3.", "not used"}));
+}
+
+// A copy of the tensors of `files` in one file, and one more: `name`, with the elements of `like`.
+void add_copy(const SyntheticCheckpoint& files, const std::string& name, const std::string& like,
+              bool change_a_bit, const std::filesystem::path& path) {
+  const SafetensorsFile from(files.path() / "model.safetensors");
+  SafetensorsWriter writer;
+  const auto add = [&](const std::string& as, const SafetensorsTensor& tensor, bool change) {
+    std::vector<std::byte> bytes(tensor.bytes.begin(), tensor.bytes.end());
+    if (change) bytes.back() ^= std::byte{1};
+    writer.add(as, std::string(name_of(tensor.dtype)), tensor.shape, bytes);
+  };
+  for (const auto& [own_name, tensor] : from.tensors()) add(own_name, tensor, false);
+  add(name, from.tensor(like), change_a_bit);
+  writer.write(path);
+}
+
+TEST(LoadDecoder, TheHeadOfATiedModelMustBeACopyOfTheEmbedding) {
+  nlohmann::json config = synthetic_config();
+  config["tie_word_embeddings"] = true;
+  const SyntheticCheckpoint files(config);
+  for (const bool different : {false, true}) {
+    const TemporaryDirectory directory;
+    write_file(directory / "config.json", config.dump());
+    add_copy(files, "lm_head.weight", "model.embed_tokens.weight", different,
+             directory / "model.safetensors");
+    if (different)
+      EXPECT_TRUE(fails_naming(
+          [&] { DecoderModel::load(directory.path()); },
+          {"tensor lm_head.weight", "model.embed_tokens.weight", "tie_word_embeddings"}));
+    else
+      EXPECT_NO_THROW(DecoderModel::load(directory.path()));
+  }
 }
 
 // Converted checkpoints keep num_nextn_predict_layers but lack the module.

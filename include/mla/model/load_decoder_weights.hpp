@@ -32,12 +32,10 @@ class DecoderLoader {
     for (Index layer = 0; layer < config_.num_hidden_layers; ++layer)
       weights.layers.push_back(load_layer(layer));
     weights.norm = norm(tensors_, "model.norm.weight");
-    weights.lm_head =
-        config_.tie_word_embeddings ? weights.embed_tokens : vocabulary(tensors_, "lm_head.weight");
+    weights.lm_head = load_head(weights.embed_tokens);
     if (config_.num_nextn_predict_layers > 0 && !module().names().empty())
       weights.prediction = load_prediction(weights);
-    ignore_further_modules();
-    if (config_.tie_word_embeddings) tensors_.ignore("lm_head.weight");
+    ignore_other_modules(weights.prediction.has_value());
     tensors_.ignore("model.rotary_emb.inv_freq");  // as in every layer of older files
     tensors_.refuse_unused();
     return weights;
@@ -60,10 +58,21 @@ class DecoderLoader {
     constexpr Index kMostCompared = Index{1} << 24;
     if (!tensors.contains(name)) return models;
     const WeightView own = vocabulary(tensors, name);
-    const bool copy =
-        own.dtype == models.dtype && own.bytes() <= kMostCompared &&
-        std::memcmp(own.data, models.data, static_cast<std::size_t>(own.bytes())) == 0;
-    return copy ? models : own;
+    return own.bytes() <= kMostCompared && is_copy(own, models) ? models : own;
+  }
+  static bool is_copy(const WeightView& a, const WeightView& b) {
+    return a.dtype == b.dtype && a.bytes() == b.bytes() &&
+           std::memcmp(a.data, b.data, static_cast<std::size_t>(a.bytes())) == 0;
+  }
+  // A file may hold the head of a tied model as a copy. Another matrix is none: either the key or
+  // the file is wrong.
+  WeightView load_head(const WeightView& embed_tokens) {
+    const std::string name = "lm_head.weight";
+    if (!config_.tie_word_embeddings) return vocabulary(tensors_, name);
+    if (tensors_.contains(name) && !is_copy(vocabulary(tensors_, name), embed_tokens))
+      tensors_.fail(name,
+                    " is not a copy of model.embed_tokens.weight, but tie_word_embeddings is true");
+    return embed_tokens;
   }
   WeightView norm(TensorReader& tensors, const std::string& name) const {
     return tensors.vector(name, config_.hidden_size());
@@ -122,14 +131,19 @@ class DecoderLoader {
     return weights;
   }
 
-  // Of the modules for multi-token prediction only the first is used.
-  void ignore_further_modules() {
+  // Of the modules for multi-token prediction only the first is used, and none without
+  // num_nextn_predict_layers. A layer that the key does not count is a module if it has an eh_proj:
+  // others are layers of a larger model.
+  void ignore_other_modules(bool first_is_used) {
     TensorReader layers = tensors_.under("model.layers");
     const Index first = config_.num_hidden_layers;
     for (const std::string& name : layers.names()) {
       Index layer = 0;
       std::from_chars(name.data(), name.data() + name.size(), layer);
-      if (layer > first && layer < first + config_.num_nextn_predict_layers) layers.ignore(name);
+      if (layer < first + (first_is_used ? 1 : 0)) continue;
+      if (layer < first + config_.num_nextn_predict_layers ||
+          layers.contains(std::to_string(layer) + ".eh_proj.weight"))
+        layers.ignore(name);
     }
   }
 
@@ -140,10 +154,13 @@ class DecoderLoader {
 }  // namespace detail
 
 /// The weights of a model under their published names. They are views into the checkpoint, which
-/// must outlive them; fp8 weights are decoded here. Without tensors of the module for multi-token
-/// prediction the model has none, whatever num_nextn_predict_layers says. Throws std::runtime_error
-/// naming the tensor when one is missing, has another shape than the configuration says, or is not
-/// used by it.
+/// must outlive them; fp8 weights are decoded here. Throws std::runtime_error naming the tensor
+/// when one is missing, has another shape than the configuration says, or is not used by it.
+///
+/// The module for multi-token prediction is there where both num_nextn_predict_layers and the file
+/// say so. Converted checkpoints have the key without the tensors, others the tensors with the key
+/// 0 or missing; both load as models without it, as they do in Hugging Face's transformers. With
+/// tie_word_embeddings a head of its own must be a copy of the embedding.
 inline DecoderWeights load_decoder_weights(const Checkpoint& checkpoint,
                                            const ModelConfig& config) {
   return detail::DecoderLoader(checkpoint, config).load();
