@@ -1,6 +1,8 @@
 #ifndef MLA_CORE_ERROR_HPP_
 #define MLA_CORE_ERROR_HPP_
 
+#include "mla/core/compiler.hpp"
+
 #include <sstream>
 #include <stdexcept>
 #include <string>
