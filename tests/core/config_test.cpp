@@ -152,6 +152,13 @@ TEST(RopeScalingType, HasItsPublishedName) {
   EXPECT_EQ(name_of(RopeScalingType::yarn), "yarn");
 }
 
+TEST(Validated, IsTheObjectItselfUnlessItRefuses) {
+  AttentionConfig config;
+  EXPECT_EQ(&validated(config), &config);
+  config.v_head_dim = -3;
+  EXPECT_TRUE(refuses([&] { validated(config); }, {"v_head_dim", "-3"}));
+}
+
 TEST(Require, JoinsThePartsOfTheMessage) {
   EXPECT_TRUE(
       refuses([] { require(false, "width ", 3, " is not ", 4.5); }, {"width 3 is not 4.5"}));

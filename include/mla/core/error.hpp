@@ -44,6 +44,13 @@ void require(bool condition, const Parts&... parts) {
     throw_invalid(parts...);
 }
 
+/// `object` after its validate(rest...), which throws: for constructors that take a member from it.
+template <class Object, class... Rest>
+const Object& validated(const Object& object, const Rest&... rest) {
+  object.validate(rest...);
+  return object;
+}
+
 }  // namespace mla
 
 #endif  // MLA_CORE_ERROR_HPP_

@@ -60,8 +60,7 @@ class Router {
   /// std::invalid_argument naming the field or tensor that does not fit, or the expert whose bias
   /// is not finite.
   Router(const MixtureOfExpertsConfig& config, const RouterWeights& weights, Index hidden_size)
-      : config_((config.validate(), weights.validate(config, hidden_size), config)),
-        gate_(weights.gate) {
+      : config_(validated(config)), gate_(validated(weights, config, hidden_size).gate) {
     if (weights.e_score_correction_bias) bias_ = to_float_vector(weights.e_score_correction_bias);
     for (std::size_t e = 0; e < bias_.size(); ++e)
       require(std::isfinite(bias_[e]), "tensor e_score_correction_bias must be finite, that of ",
