@@ -393,6 +393,15 @@ TEST(MergeAttention, APartFarBelowLeavesNothing) {
   EXPECT_TRUE(same_bits(merged.log_sum_exp, expected.log_sum_exp));
 }
 
+// exp() of the difference is infinite, in double too from 710 on.
+TEST(MergeAttention, APartFarAboveReplacesWhatWasThere) {
+  Partial merged = partial({-3e38f, -400.0f}, {1.0f, 2.0f, 3.0f, 4.0f});
+  const Partial above = partial({3e38f, 400.0f}, {5.0f, 6.0f, 7.0f, 8.0f});
+  merged.merge(above);
+  EXPECT_TRUE(same_bits(merged.values, above.values));
+  EXPECT_TRUE(same_bits(merged.log_sum_exp, above.log_sum_exp));
+}
+
 // Whatever its values are: they may not have been written yet.
 TEST(MergeAttention, APartThatSawNothingChangesNothing) {
   const Partial some = partial({0.5f, kNothing}, {5.0f, 6.0f, 0.0f, 0.0f});

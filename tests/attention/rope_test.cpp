@@ -97,6 +97,23 @@ TEST(Rope, YarnKeepsFastPairsAndStretchesSlowOnes) {
     }
 }
 
+// The reference code clamps the ramp's end to dim - 1, though there are dim / 2 pairs only: then no
+// pair is stretched by all of factor. The last, pair 31, has gone (31 - low) / (high - low) of it.
+TEST(Rope, YarnsRampMayEndBeyondTheLastPair) {
+  const auto expect_last = [](const RopeScaling& scaling, long double low, long double high) {
+    const auto inv_freq = RotaryEmbedding(64, 10000.0, scaling).inv_freq();
+    expect_inv_freq(inv_freq, yarn_inv_freq(64, 10000.0L, scaling));
+    const long double ramp = (31.0L - low) / (high - low);
+    const long double expected =
+        exact_inv_freq(10000.0L, 64, 31) * (1.0L - ramp + ramp / 40.0L);  // factor 40
+    EXPECT_NEAR(inv_freq.back() / static_cast<double>(expected), 1.0, 2e-15);
+  };
+  // 64 ln(65536 / (2 pi 32)) / (2 ln 10000) = 20.1 rounded down; 32.1 with 1 for 32, rounded up.
+  expect_last({RopeScalingType::yarn, 40.0, 65536, 32.0, 1.0, 1.0, 1.0}, 20.0L, 33.0L);
+  // 9.6 rounded down; 65.6 is above dim - 1.
+  expect_last({RopeScalingType::yarn, 40.0, 1'000'000'000, 1e7, 1.0, 1.0, 1.0}, 9.0L, 63.0L);
+}
+
 TEST(Rope, YarnScalesCosAndSinByTheQuotientOfBothMscales) {
   const double one = 0.1 * std::log(40.0) + 1.0, other = 0.0707 * std::log(40.0) + 1.0;
   RopeScaling scaling = {RopeScalingType::yarn, 40.0, 4096, 32.0, 1.0, 1.0, 0.707};

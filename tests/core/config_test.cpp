@@ -5,6 +5,7 @@
 #include <functional>
 #include <limits>
 #include <stdexcept>
+#include <string>
 
 #include "support/compare.hpp"
 
@@ -66,6 +67,16 @@ TEST(AttentionConfig, RefusesDynamicScalingBecauseItWouldRotateCachedKeysAgain) 
   AttentionConfig config;
   config.rope_scaling = {RopeScalingType::dynamic, 2.0};
   EXPECT_TRUE(refuses([&] { config.validate(); }, {"rope_scaling.type", "dynamic", "cached"}));
+}
+
+TEST(RopeScaling, RefusesAValueThatIsNoType) {
+  for (const int value : {-1, 5, 9}) {
+    RopeScaling scaling;
+    scaling.type = static_cast<RopeScalingType>(value);
+    const std::string number = std::to_string(value);
+    EXPECT_TRUE(refuses([&] { scaling.validate(); }, {"rope_scaling.type", number.c_str()}));
+    EXPECT_EQ(name_of(scaling.type), "");
+  }
 }
 
 TEST(AttentionConfig, ReadsOnlyTheScalingFieldsThatTheTypeUses) {
@@ -135,7 +146,17 @@ TEST(AttentionConfig, ComparesEveryField) {
 
 TEST(RopeScalingType, HasItsPublishedName) {
   EXPECT_EQ(name_of(RopeScalingType::none), "none");
+  EXPECT_EQ(name_of(RopeScalingType::linear), "linear");
+  EXPECT_EQ(name_of(RopeScalingType::dynamic), "dynamic");
+  EXPECT_EQ(name_of(RopeScalingType::ntk), "ntk");
   EXPECT_EQ(name_of(RopeScalingType::yarn), "yarn");
+}
+
+TEST(Validated, IsTheObjectItselfUnlessItRefuses) {
+  AttentionConfig config;
+  EXPECT_EQ(&validated(config), &config);
+  config.v_head_dim = -3;
+  EXPECT_TRUE(refuses([&] { validated(config); }, {"v_head_dim", "-3"}));
 }
 
 TEST(Require, JoinsThePartsOfTheMessage) {

@@ -172,6 +172,26 @@ TEST(MixtureOfExperts, NaNStaysInItsToken) {
   for (const Index t : {0, 1, 3}) EXPECT_TRUE(same_bits(after.row(t), before.row(t)));
 }
 
+// Element 5 of token 2 is 0, and infinity times 0 is NaN: the logit of expert 7 in this token
+// alone.
+TEST(MixtureOfExperts, ANaNInOneLogitMakesItsTokenNaN) {
+  RandomExperts owner(small_experts());
+  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  owner.memory[0][7 * kHiddenSize + 5] = bfloat16(kInfinity);  // of the gate
+  const MixtureOfExperts experts(small_experts(), owner.weights, kHiddenSize);
+  RowMajorMatrix x = random_matrix(4, kHiddenSize, owner.random);
+  for (const simd::Isa isa : supported_isas()) {
+    Context context(simd::kernels_for(isa));
+    x(2, 5) = 1.0f;
+    const RowMajorMatrix before = run(experts, x, context);
+    EXPECT_TRUE(before.allFinite());
+    x(2, 5) = 0.0f;
+    const RowMajorMatrix after = run(experts, x, context);
+    EXPECT_TRUE(after.row(2).array().isNaN().all());
+    for (const Index t : {0, 1, 3}) EXPECT_TRUE(same_bits(after.row(t), before.row(t)));
+  }
+}
+
 TEST(MixtureOfExperts, RefusesWeightsThatDoNotFit) {
   const auto refused = [](auto change, std::initializer_list<const char*> parts) {
     RandomExperts owner(small_experts());

@@ -44,12 +44,15 @@ struct IdentityRouter {
 /// Routes one token.
 struct Routed {
   Routed(const MixtureOfExpertsConfig& config, const std::vector<float>& logits,
-         const std::vector<float>& bias = {}) {
-    const IdentityRouter identity(config, bias);
+         const std::vector<float>& bias = {})
+      : Routed(IdentityRouter(config, bias).router, logits) {}
+
+  Routed(const Router& router, const std::vector<float>& x) {
+    const MixtureOfExpertsConfig& config = router.config();
     Context context;
     const Workspace::Scope scope(context.workspace());
     const ExpertChoice choice(config, 1, context.workspace());
-    identity.router.forward({logits.data(), 1, config.n_routed_experts}, choice, context);
+    router.forward({x.data(), 1, std::ssize(x)}, choice, context);
     experts.assign(choice.experts.row(0), choice.experts.row(0) + config.num_experts_per_tok);
     weights.assign(choice.weights.row(0), choice.weights.row(0) + config.num_experts_per_tok);
     scores.assign(choice.scores.row(0), choice.scores.row(0) + config.n_routed_experts);
@@ -137,7 +140,7 @@ TEST(Router, OfEqualScoresTheFirstWins) {
   EXPECT_EQ(Routed(greedy, zeros).experts, (std::vector<Index>{0, 1, 2, 3, 4, 5, 6, 7}));
 }
 
-TEST(Router, LargeLogitsAndNaNAreNoAccident) {
+TEST(Router, LargeLogitsGiveFiniteWeights) {
   MixtureOfExpertsConfig config = make_experts(4, 2, 1, 1);
   config.topk_method = TopkMethod::greedy;
   for (const auto scoring : {ScoringFunction::sigmoid, ScoringFunction::softmax}) {
@@ -145,12 +148,28 @@ TEST(Router, LargeLogitsAndNaNAreNoAccident) {
     const Routed large(config, {500.0f, -500.0f, 499.0f, 400.0f});
     EXPECT_EQ(large.experts[0], 0);
     for (const float weight : large.weights) EXPECT_TRUE(std::isfinite(weight));
-    const float nan = std::numeric_limits<float>::quiet_NaN();
-    for (const Index e : Routed(config, {nan, nan, nan, nan}).experts) {
-      EXPECT_GE(e, 0);
-      EXPECT_LT(e, 4);
-    }
   }
+}
+
+// Comparisons drop NaN: without a word the token would go to other experts.
+TEST(Router, ANaNInTheGateMakesEveryWeightNaN) {
+  for (const auto method :
+       {TopkMethod::greedy, TopkMethod::group_limited_greedy, TopkMethod::noaux_tc})
+    for (const auto scoring : {ScoringFunction::sigmoid, ScoringFunction::softmax})
+      for (Index nan = 0; nan < 8; ++nan) {
+        MixtureOfExpertsConfig config = make_experts(8, 3, 4, 2);
+        config.topk_method = method;
+        config.scoring_func = scoring;
+        const std::vector<float> bias(method == TopkMethod::noaux_tc ? 8 : 0, 0.5f);
+        IdentityRouter owner(config, bias);
+        owner.identity(nan, 0) = std::numeric_limits<float>::quiet_NaN();
+        const Routed routed(owner.router, {3.0f, 1.0f, 2.0f, -1.0f, 0.0f, 4.0f, 5.0f, -2.0f});
+        for (const float weight : routed.weights) EXPECT_TRUE(std::isnan(weight)) << nan;
+        const std::set<Index> different(routed.experts.begin(), routed.experts.end());
+        EXPECT_EQ(different.size(), 3u);
+        EXPECT_GE(*different.begin(), 0);
+        EXPECT_LT(*different.rbegin(), 8);
+      }
 }
 
 // Random shapes of all methods against sorting in double. Decisions closer than float32 can tell
@@ -212,6 +231,14 @@ TEST(Router, RefusesWhatDoesNotFit) {
   RouterWeights weights = {{values.data(), 8, 8}, {values.data(), 1, 8}};
   EXPECT_NO_THROW(Router(config, weights, 8));
   EXPECT_TRUE(refuses([&] { Router(config, weights, 7); }, {"gate", "[8, 7]", "[8, 8]"}));
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), std::numeric_limits<float>::infinity()}) {
+    std::vector<float> bias(8, 1.0f);
+    bias[5] = bad;
+    const RouterWeights spoilt = {weights.gate, {bias.data(), 1, 8}};
+    EXPECT_TRUE(refuses([&] { Router(config, spoilt, 8); },
+                        {"e_score_correction_bias", "expert 5", std::isnan(bad) ? "nan" : "inf"}));
+  }
   weights.e_score_correction_bias = {};
   EXPECT_TRUE(refuses([&] { Router(config, weights, 8); }, {"e_score_correction_bias"}));
   weights.e_score_correction_bias = {values.data(), 1, 8};

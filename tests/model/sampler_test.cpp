@@ -118,6 +118,16 @@ TEST(Sampler, MinPDropsThoseFarBelowTheBest) {
   expect_near(probabilities({.min_p = 1.0}, {1, 3, 3, 2}), {0, 0.5, 0.5, 0});
 }
 
+// The documented boundary: at least min_p times as likely. The same exp() at run time gives it to
+// the last bit.
+TEST(Sampler, MinPKeepsATokenThatIsExactlyMinPTimesAsLikely) {
+  volatile double difference = -1.0;
+  const double share = std::exp(difference);
+  expect_near(probabilities({.min_p = share}, {4, 3, 2}),
+              {1 / (1 + share), share / (1 + share), 0});
+  expect_near(probabilities({.min_p = std::nextafter(share, 1.0)}, {4, 3, 2}), {1, 0, 0});
+}
+
 // CTRL: positive logits are divided, others multiplied, and once only.
 TEST(Sampler, RepetitionPenaltyIsForSeenTokens) {
   const Floats logits = {2, -2, 2, -2, 0};

@@ -1,6 +1,10 @@
 #!/bin/sh
-# Fails when an include points up: a header includes its own folder and the earlier ones only.
+# Fails when an include points up: a header includes its own folder and the earlier ones only; and
+# when a header does not have core/compiler.hpp, the root of all, by another header of the library.
 # Run in the root of the repository.
+loose=$(find include/mla -name '*.hpp' ! -path include/mla/core/compiler.hpp \
+             -exec grep -L '^#include "mla/' {} +)
+[ -z "$loose" ] || { echo "these include no header of the library: $loose"; exit 1; }
 grep -rnE '^[[:space:]]*#[[:space:]]*include' include/mla | awk '
   BEGIN {
     folders = split("core simd attention baseline io model text", order, " ")

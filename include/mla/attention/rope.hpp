@@ -104,10 +104,9 @@ class RotaryEmbedding {
   /// Throws std::invalid_argument where `scaling` does not fit.
   RotaryEmbedding(Index dim, double theta, const RopeScaling& scaling,
                   Index max_position_embeddings = 0, Index sequence_length = 0)
-      : cos_sin_scale_(rope_cos_sin_scale(scaling)) {
-    scaling.validate();
-    inv_freq_ = rope_inv_freq(dim, theta, scaling, max_position_embeddings, sequence_length);
-  }
+      : inv_freq_(rope_inv_freq(dim, theta, validated(scaling), max_position_embeddings,
+                                sequence_length)),
+        cos_sin_scale_(rope_cos_sin_scale(scaling)) {}
 
   explicit RotaryEmbedding(const AttentionConfig& config)
       : RotaryEmbedding(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling) {}

@@ -18,9 +18,21 @@ enum class RopeScalingType {
   yarn,     ///< YaRN (Peng et al. 2023), as DeepSeek-V2/V3 and Kimi K2 use it
 };
 
+/// Empty for a value that is none of them.
 constexpr std::string_view name_of(RopeScalingType type) noexcept {
-  constexpr std::string_view kNames[] = {"none", "linear", "dynamic", "ntk", "yarn"};
-  return kNames[static_cast<int>(type)];
+  switch (type) {
+    case RopeScalingType::none:
+      return "none";
+    case RopeScalingType::linear:
+      return "linear";
+    case RopeScalingType::dynamic:
+      return "dynamic";
+    case RopeScalingType::ntk:
+      return "ntk";
+    case RopeScalingType::yarn:
+      return "yarn";
+  }
+  return {};
 }
 
 /// The `rope_scaling` (or `rope_parameters`) block of a published config.json.
@@ -37,6 +49,8 @@ struct RopeScaling {
 
   /// Throws std::invalid_argument naming the field.
   void validate() const {
+    require(!name_of(type).empty(), "rope_scaling.type must be a RopeScalingType, got ",
+            static_cast<int>(type));
     if (type == RopeScalingType::none) return;
     require(std::isfinite(factor) && factor >= 1.0, "rope_scaling.factor must be at least 1, got ",
             factor);
@@ -113,7 +127,13 @@ struct AttentionConfig {
 
   static AttentionConfig deepseek_v3() {
     AttentionConfig c;
-    c.rope_scaling = {RopeScalingType::yarn, 40.0, 4096, 32.0, 1.0, 1.0, 1.0};
+    c.rope_scaling = {.type = RopeScalingType::yarn,
+                      .factor = 40.0,
+                      .original_max_position_embeddings = 4096,
+                      .beta_fast = 32.0,
+                      .beta_slow = 1.0,
+                      .mscale = 1.0,
+                      .mscale_all_dim = 1.0};
     return c;
   }
   static AttentionConfig deepseek_v2_lite() {
@@ -121,14 +141,26 @@ struct AttentionConfig {
     c.hidden_size = 2048;
     c.num_attention_heads = 16;
     c.q_lora_rank = 0;
-    c.rope_scaling = {RopeScalingType::yarn, 40.0, 4096, 32.0, 1.0, 0.707, 0.707};
+    c.rope_scaling = {.type = RopeScalingType::yarn,
+                      .factor = 40.0,
+                      .original_max_position_embeddings = 4096,
+                      .beta_fast = 32.0,
+                      .beta_slow = 1.0,
+                      .mscale = 0.707,
+                      .mscale_all_dim = 0.707};
     return c;
   }
   static AttentionConfig kimi_k2() {
     AttentionConfig c;
     c.num_attention_heads = 64;
     c.rope_theta = 50000.0;
-    c.rope_scaling = {RopeScalingType::yarn, 32.0, 4096, 1.0, 1.0, 1.0, 1.0};
+    c.rope_scaling = {.type = RopeScalingType::yarn,
+                      .factor = 32.0,
+                      .original_max_position_embeddings = 4096,
+                      .beta_fast = 1.0,
+                      .beta_slow = 1.0,
+                      .mscale = 1.0,
+                      .mscale_all_dim = 1.0};
     return c;
   }
   /// The lesson's layer: no query norm, a rotary key for every head, half-split rotary pairs, and

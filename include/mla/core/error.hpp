@@ -1,6 +1,8 @@
 #ifndef MLA_CORE_ERROR_HPP_
 #define MLA_CORE_ERROR_HPP_
 
+#include "mla/core/compiler.hpp"
+
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -40,6 +42,13 @@ template <class... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) [[unlikely]]
     throw_invalid(parts...);
+}
+
+/// `object` after its validate(rest...), which throws: for constructors that take a member from it.
+template <class Object, class... Rest>
+const Object& validated(const Object& object, const Rest&... rest) {
+  object.validate(rest...);
+  return object;
 }
 
 }  // namespace mla

@@ -1,6 +1,8 @@
 #ifndef MLA_CORE_FLOAT16_HPP_
 #define MLA_CORE_FLOAT16_HPP_
 
+#include "mla/core/compiler.hpp"
+
 #include <bit>
 #include <cstdint>
 

@@ -1,6 +1,8 @@
 #ifndef MLA_IO_CRC32_HPP_
 #define MLA_IO_CRC32_HPP_
 
+#include "mla/core/compiler.hpp"
+
 #include <array>
 #include <cstddef>
 #include <cstdint>

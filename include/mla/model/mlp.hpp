@@ -46,7 +46,7 @@ class Mlp {
   /// `weights` are views that must outlive the MLP. Throws std::invalid_argument naming the tensor
   /// that does not fit.
   Mlp(const MlpWeights& weights, Index hidden_size, Index intermediate_size)
-      : gate_proj_((weights.validate(hidden_size, intermediate_size), weights.gate_proj)),
+      : gate_proj_(validated(weights, hidden_size, intermediate_size).gate_proj),
         up_proj_(weights.up_proj),
         down_proj_(weights.down_proj) {}
 

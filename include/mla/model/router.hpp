@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <vector>
 
 #include "mla/attention/context.hpp"
@@ -49,17 +50,21 @@ struct ExpertChoice {
 };
 
 /// The gate of a mixture of experts: scores, choice and weights, all in float32. Of experts with
-/// equal scores the first wins.
+/// equal scores the first wins. A token with a NaN among its logits has weights of NaN, so that its
+/// result is NaN too, not that of other experts.
 class Router {
  public:
   Router() = default;
 
   /// `weights` are views that must outlive the router; the bias is converted and kept. Throws
-  /// std::invalid_argument naming the field or tensor that does not fit.
+  /// std::invalid_argument naming the field or tensor that does not fit, or the expert whose bias
+  /// is not finite.
   Router(const MixtureOfExpertsConfig& config, const RouterWeights& weights, Index hidden_size)
-      : config_((config.validate(), weights.validate(config, hidden_size), config)),
-        gate_(weights.gate) {
+      : config_(validated(config)), gate_(validated(weights, config, hidden_size).gate) {
     if (weights.e_score_correction_bias) bias_ = to_float_vector(weights.e_score_correction_bias);
+    for (std::size_t e = 0; e < bias_.size(); ++e)
+      require(std::isfinite(bias_[e]), "tensor e_score_correction_bias must be finite, that of ",
+              "expert ", e, " is ", bias_[e]);
   }
 
   const MixtureOfExpertsConfig& config() const noexcept { return config_; }
@@ -72,7 +77,8 @@ class Router {
     const auto groups = workspace.take_matrix<float>(x.rows, config_.n_group);
     gate_.forward(x, choice.scores, context);
     context.executor().parallel_for(x.rows, [&](Index t, Index) {
-      to_scores(choice.scores.row(t));
+      if (!to_scores(choice.scores.row(t)))
+        return refuse(choice.experts.row(t), choice.weights.row(t));
       rank(choice.scores.row(t), ranked.row(t), groups.row(t));
       take_best(ranked.row(t), choice.experts.row(t));
       weigh(choice.scores.row(t), choice.experts.row(t), choice.weights.row(t));
@@ -82,17 +88,37 @@ class Router {
  private:
   static constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-  // logits -> scores [n_routed_experts]
-  void to_scores(float* scores) const noexcept {
-    const Index experts = config_.n_routed_experts;
-    if (config_.scoring_func == ScoringFunction::sigmoid) {
-      for (Index e = 0; e < experts; ++e) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
-      return;
+  // logits -> scores [n_routed_experts]. Returns whether they can be compared: none is NaN.
+  bool to_scores(float* scores) const noexcept {
+    switch (config_.scoring_func) {
+      case ScoringFunction::sigmoid:
+        sigmoid(scores);
+        break;
+      case ScoringFunction::softmax:
+        softmax(scores);
+        break;
     }
+    return std::none_of(scores, scores + config_.n_routed_experts,
+                        [](float score) { return std::isnan(score); });
+  }
+
+  void sigmoid(float* scores) const noexcept {
+    for (Index e = 0; e < config_.n_routed_experts; ++e)
+      scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
+  }
+
+  void softmax(float* scores) const noexcept {
+    const Index experts = config_.n_routed_experts;
     const float peak = *std::max_element(scores, scores + experts);
     float sum = 0.0f;
     for (Index e = 0; e < experts; ++e) sum += scores[e] = std::exp(scores[e] - peak);
     for (Index e = 0; e < experts; ++e) scores[e] /= sum;
+  }
+
+  // There is no best among NaN: any experts, whose results come to nothing but NaN.
+  void refuse(Index* experts, float* weights) const noexcept {
+    std::iota(experts, experts + config_.num_experts_per_tok, Index{0});
+    std::fill_n(weights, config_.num_experts_per_tok, std::numeric_limits<float>::quiet_NaN());
   }
 
   // What experts are chosen by, ranked [n_routed_experts]: the score with the bias, or -inf in a

@@ -56,7 +56,7 @@ class Sampler {
  public:
   /// Throws std::invalid_argument naming the option, or when `vocab_size` is below 1.
   explicit Sampler(Index vocab_size, const SamplerOptions& options = {})
-      : options_((options.validate(), options)), state_(options.seed) {
+      : options_(validated(options)), state_(options.seed) {
     require(vocab_size > 0 && vocab_size <= std::numeric_limits<TokenId>::max(),
             "vocab_size must be from 1 to 2^31 - 1, got ", vocab_size);
     const auto size = static_cast<std::size_t>(vocab_size);

@@ -1,6 +1,8 @@
 #ifndef MLA_SIMD_ISA_HPP_
 #define MLA_SIMD_ISA_HPP_
 
+#include "mla/core/compiler.hpp"
+
 #include <array>
 #include <cstddef>
 #include <cstdlib>

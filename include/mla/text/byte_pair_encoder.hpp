@@ -1,6 +1,8 @@
 #ifndef MLA_TEXT_BYTE_PAIR_ENCODER_HPP_
 #define MLA_TEXT_BYTE_PAIR_ENCODER_HPP_
 
+#include "mla/core/compiler.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cstddef>

@@ -1,6 +1,8 @@
 #ifndef MLA_TEXT_TOKEN_FINDER_HPP_
 #define MLA_TEXT_TOKEN_FINDER_HPP_
 
+#include "mla/core/compiler.hpp"
+
 #include <algorithm>
 #include <array>
 #include <cstddef>

@@ -9,10 +9,6 @@
 #include <arm_neon.h>
 #endif
 
-#if defined(__FAST_MATH__)
-#error "mla's kernels need IEEE arithmetic (rounding, infinities, NaN): compile without -ffast-math"
-#endif
-
 // One text of kernels (kernels.inl), compiled once for each instruction set over that set's vector
 // type (vec_*.inl), each in a namespace of its own.
 

@@ -1,6 +1,8 @@
 #ifndef MLA_SIMD_DETAIL_REGION_HPP_
 #define MLA_SIMD_DETAIL_REGION_HPP_
 
+#include "mla/core/compiler.hpp"
+
 // Compiler target regions: functions between BEGIN and END are compiled for the named features,
 // whatever -m flags the translation unit has. House rules: no #include of a system header inside a
 // region (its inline functions would become code for that machine, for the whole program), and
