@@ -9,13 +9,12 @@ namespace mla::bench {
 namespace {
 
 // Attention from queries to values in both forms, on one cache.
-template <class T>
 class AttentionForms {
  public:
-  AttentionForms(const AttentionConfig& config, Index context, Index queries)
+  AttentionForms(const AttentionConfig& config, CacheFormat format, Index context, Index queries)
       : config_(config),
-        cache_(filled_cache<T>(config, context)),
-        tokens_{&cache_, 0, queries},
+        cache_(filled_cache(config, format, context)),
+        tokens_(CachedTokens::ending_in(cache_, 0, queries)),
         weight_(random_values<bfloat16>(config.num_attention_heads *
                                             (config.qk_nope_head_dim + config.v_head_dim) *
                                             config.kv_lora_rank,
@@ -31,13 +30,13 @@ class AttentionForms {
         context.workspace().take_matrix<float>(n, width(rank + config_.qk_rope_head_dim));
     const auto latent_values = context.workspace().take_matrix<float>(n, width(rank));
     decompression_.absorb(queries(), latent_queries, context);
-    AbsorbedAttention<T>(config_, kScale)
+    AbsorbedAttention(config_, kScale)
         .forward({&tokens_, 1}, latent_queries, latent_values, context);
     decompression_.project_values(latent_values, values(), context);
   }
 
   void decompressed(Context& context) {
-    DecompressedAttention<T>(config_, kScale, decompression_)
+    DecompressedAttention(config_, kScale, decompression_)
         .forward({&tokens_, 1}, queries(), values(), context);
   }
 
@@ -57,8 +56,8 @@ class AttentionForms {
   MatrixView<float> values() { return {values_.data(), tokens_.tokens, width(config_.v_head_dim)}; }
 
   AttentionConfig config_;
-  LatentKVCache<T> cache_;
-  CachedTokens<T> tokens_;
+  LatentCache cache_;
+  CachedTokens tokens_;
   std::vector<bfloat16> weight_;
   LatentDecompression decompression_;
   std::vector<float> queries_, values_;
@@ -71,32 +70,31 @@ void BM_AttentionForms(benchmark::State& state) {
   config.num_attention_heads = state.range(2);
   const Index context = state.range(3), queries = state.range(4);
   Bench bench(state, static_cast<int>(state.range(5)));
-  with_type(state.range(1), [&](auto type) {
-    using T = decltype(type);
-    AttentionForms<T> forms(config, context, queries);
-    forms.absorbed(bench.context);  // grow the workspace
+  const CacheFormat format = cache_format_of(state);
+  AttentionForms forms(config, format, context, queries);
+  forms.absorbed(bench.context);  // grow the workspace
+  forms.decompressed(bench.context);
+  const auto clock = [&] { return seconds_of(bench.executor.concurrency()); };
+  std::vector<double> absorbed, decompressed;
+  for (auto _ : state) {
+    const double start = clock();
+    forms.absorbed(bench.context);
+    const double between = clock();
     forms.decompressed(bench.context);
-    const auto clock = [&] { return seconds_of(bench.executor.concurrency()); };
-    std::vector<double> absorbed, decompressed;
-    for (auto _ : state) {
-      const double start = clock();
-      forms.absorbed(bench.context);
-      const double between = clock();
-      forms.decompressed(bench.context);
-      const double end = clock();
-      absorbed.push_back(between - start);
-      decompressed.push_back(end - between);
-      state.SetIterationTime(end - start);
-    }
-    const AttentionSpeed speed = attention_speed(isa_of(state), DType::bfloat16, kDTypeOf<T>);
-    const Mode mode = choose_mode(config, context - queries, queries, speed);
-    const bool expands = mode == Mode::decompressed;
-    const double a = median(absorbed), d = median(decompressed);
-    state.counters["absorbed_s"] = a;
-    state.counters["decompressed_s"] = d;
-    state.counters["automatic"] = expands ? 1.0 : 0.0;
-    state.counters["loss"] = (expands ? d : a) / std::min(a, d);
-  });
+    const double end = clock();
+    absorbed.push_back(between - start);
+    decompressed.push_back(end - between);
+    state.SetIterationTime(end - start);
+  }
+  const AttentionSpeed speed =
+      attention_speed(bench.context.kernels(), WeightFormat::bfloat16, format);
+  const Mode mode = choose_mode(config, context - queries, queries, speed);
+  const bool expands = mode == Mode::decompressed;
+  const double a = median(absorbed), d = median(decompressed);
+  state.counters["absorbed_s"] = a;
+  state.counters["decompressed_s"] = d;
+  state.counters["automatic"] = expands ? 1.0 : 0.0;
+  state.counters["loss"] = (expands ? d : a) / std::min(a, d);
 }
 
 // All that have an AttentionSpeed of their own.

@@ -24,11 +24,12 @@ namespace {
 
 using mla::AttentionConfig;
 using mla::bfloat16;
+using mla::CacheFormat;
+using mla::GroupedKVCache;
 using mla::GroupedQueryAttention;
 using mla::GroupedQueryConfig;
 using mla::Index;
-using mla::KeyValueCache;
-using mla::LatentKVCache;
+using mla::LatentCache;
 using mla::MatrixView;
 using mla::MultiheadLatentAttention;
 using mla::RowMajorMatrix;
@@ -52,16 +53,14 @@ MatrixView<const float> first_rows(const RowMajorMatrix& m, Index rows) {
   return {m.data(), rows, m.cols()};
 }
 
-template <class T>
-auto appender(LatentKVCache<T>& cache, const AttentionConfig& config) {
+auto appender(LatentCache& cache, const AttentionConfig& config) {
   return [&cache, rows = random_matrix(kPageTokens, config.cache_row_width())](
              const std::vector<Index>& positions) {
     cache.append(first_rows(rows, static_cast<Index>(positions.size())), positions);
   };
 }
 
-template <class T>
-auto appender(KeyValueCache<T>& cache, const GroupedQueryConfig& config) {
+auto appender(GroupedKVCache& cache, const GroupedQueryConfig& config) {
   const Index heads = config.num_key_value_heads;
   return [&cache, keys = random_matrix(kPageTokens, heads * config.head_dim),
           values = random_matrix(kPageTokens, heads * config.value_dim())](
@@ -92,15 +91,15 @@ void fill(Cache& cache, const Config& config, Index tokens) {
 // with one page.
 template <class Cache, class Config>
 double measured_bytes_per_token(const Config& config) {
-  Cache cache(config);
+  Cache cache(config, CacheFormat::bfloat16);
   fill(cache, config, kPageTokens);
   return static_cast<double>(cache.bytes_used()) / static_cast<double>(cache.size());
 }
 double bytes_per_token(const AttentionConfig& config) {
-  return measured_bytes_per_token<LatentKVCache<bfloat16>>(config);
+  return measured_bytes_per_token<LatentCache>(config);
 }
 double bytes_per_token(const GroupedQueryConfig& config) {
-  return measured_bytes_per_token<KeyValueCache<bfloat16>>(config);
+  return measured_bytes_per_token<GroupedKVCache>(config);
 }
 
 GroupedQueryConfig key_value_heads(Index hidden_size, Index heads, Index key_value_heads,
@@ -238,11 +237,11 @@ class Decoding {
 template <class Layer, class Cache, class Config>
 class DecodingOf final : public Decoding {
  public:
-  explicit DecodingOf(const Config& config)
+  DecodingOf(const Config& config, CacheFormat format)
       : config_(config),
         pool_(weight_elements(config)),
         layer_(make_layer(config, pool_)),
-        cache_(config),
+        cache_(config, format),
         x_(random_matrix(1, config.hidden_size)),
         out_(1, config.hidden_size) {}
 
@@ -292,16 +291,16 @@ Decoding& decoding(const std::string& name, const Make& make) {
   return *current;
 }
 
-template <class Layer, template <class> class Cache, class T, class Config>
-void register_decode(std::string name, const Config& config, Index layers) {
-  name += std::string("/") + mla::name_of(mla::kDTypeOf<T>);
-  benchmark::RegisterBenchmark(
-      ("Decode/" + name).c_str(),
-      [=](benchmark::State& state) {
-        decoding(name, [&] {
-          return std::make_unique<DecodingOf<Layer, Cache<T>, Config>>(config);
-        }).run(state, layers);
-      })
+template <class Layer, class Cache, class Config>
+void register_decode(std::string name, const Config& config, Index layers, CacheFormat format) {
+  name.append("/").append(name_of(format));
+  benchmark::RegisterBenchmark(("Decode/" + name).c_str(),
+                               [=](benchmark::State& state) {
+                                 decoding(name, [&] {
+                                   return std::make_unique<DecodingOf<Layer, Cache, Config>>(
+                                       config, format);
+                                 }).run(state, layers);
+                               })
       ->ArgName("tokens")
       ->Arg(1024)
       ->Arg(4096)
@@ -309,33 +308,32 @@ void register_decode(std::string name, const Config& config, Index layers) {
       ->Unit(benchmark::kMillisecond);
 }
 
-template <class T>
 void register_key_value_heads(const std::string& model, const char* kind,
-                              const GroupedQueryConfig& config, Index layers) {
-  register_decode<GroupedQueryAttention, KeyValueCache, T>(model + "/" + kind, config, layers);
+                              const GroupedQueryConfig& config, Index layers, CacheFormat format) {
+  register_decode<GroupedQueryAttention, GroupedKVCache>(model + "/" + kind, config, layers,
+                                                         format);
 }
 
 // MLA, and the same heads as MHA, GQA with 8 K/V heads, and MQA.
-template <class T>
-void register_model(const std::string& model, const AttentionConfig& config, Index layers) {
+void register_model(const std::string& model, const AttentionConfig& config, Index layers,
+                    CacheFormat format) {
   const Index heads = config.num_attention_heads;
-  register_decode<MultiheadLatentAttention, LatentKVCache, T>(model + "/MLA", config, layers);
+  register_decode<MultiheadLatentAttention, LatentCache>(model + "/MLA", config, layers, format);
   const auto with = [&](Index key_value_heads) {
     return GroupedQueryConfig::heads_of(config, key_value_heads);
   };
-  register_key_value_heads<T>(model, "MHA", with(heads), layers);
-  if (heads > 8) register_key_value_heads<T>(model, "GQA8", with(8), layers);
-  register_key_value_heads<T>(model, "MQA", with(1), layers);
+  register_key_value_heads(model, "MHA", with(heads), layers, format);
+  if (heads > 8) register_key_value_heads(model, "GQA8", with(8), layers, format);
+  register_key_value_heads(model, "MQA", with(1), layers, format);
 }
 
-template <class T>
-void register_decode_benchmarks() {
-  register_model<T>("DeepSeek-V3", AttentionConfig::deepseek_v3(), 61);
-  register_model<T>("DeepSeek-V2-Lite", AttentionConfig::deepseek_v2_lite(), 27);
-  register_model<T>("Kimi-K2", AttentionConfig::kimi_k2(), 61);
-  register_model<T>("lesson", AttentionConfig::lesson(), 1);
+void register_decode_benchmarks(CacheFormat format) {
+  register_model("DeepSeek-V3", AttentionConfig::deepseek_v3(), 61, format);
+  register_model("DeepSeek-V2-Lite", AttentionConfig::deepseek_v2_lite(), 27, format);
+  register_model("Kimi-K2", AttentionConfig::kimi_k2(), 61, format);
+  register_model("lesson", AttentionConfig::lesson(), 1, format);
   // The lesson compares with heads of n_embd / n_head that are rotated as a whole.
-  register_key_value_heads<T>("lesson", "MHA-of-n_embd", key_value_heads(256, 8, 8, 32), 1);
+  register_key_value_heads("lesson", "MHA-of-n_embd", key_value_heads(256, 8, 8, 32), 1, format);
 }
 
 void register_published_benchmarks() {
@@ -357,8 +355,8 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("mla_isa", std::string(name_of(mla::simd::kernels().isa)));
   register_published_benchmarks();
   benchmark::RegisterBenchmark("ReadBandwidth", read_bandwidth)->Unit(benchmark::kMillisecond);
-  register_decode_benchmarks<bfloat16>();
-  register_decode_benchmarks<float>();
+  register_decode_benchmarks(CacheFormat::bfloat16);
+  register_decode_benchmarks(CacheFormat::float32);
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
 }

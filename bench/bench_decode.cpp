@@ -104,7 +104,7 @@ class Decoder {
   mla::Sampler sampler_;
   mla::SerialExecutor executor_;
   mla::Context context_{executor_};
-  mla::DecoderState<float> state_{model_.config()};
+  mla::DecoderState state_{model_.config()};
   std::vector<TokenId> text_;
   double bytes_ = 0.0;
 };
@@ -139,7 +139,7 @@ void part(benchmark::State& state, Decoder& decoder, const std::string& name) {
   const Index rows = state.range(0);
   mla::SerialExecutor executor;
   mla::Context context(executor);
-  mla::DecoderState<float> caches(model.config());
+  mla::DecoderState caches(model.config());
   caches.reserve(model.max_position_embeddings());
   std::vector<TokenId> tokens(100, 5);
   std::iota(tokens.begin(), tokens.end(), TokenId{100});

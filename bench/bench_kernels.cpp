@@ -21,17 +21,14 @@ void BM_AbsorbedDecode(benchmark::State& state) {
   const Index width = rank + config.qk_rope_head_dim;
   const auto q = random_values<float>(queries * heads * width, 0.1f);
   std::vector<float> out(static_cast<std::size_t>(queries * heads * rank));
-  with_type(state.range(1), [&](auto type) {
-    using T = decltype(type);
-    const auto cache = filled_cache<T>(config, context);
-    const CachedTokens<T> tokens = {&cache, 0, queries};
-    const AbsorbedAttention<T> attention(config, 0.1);
-    const double pairs = static_cast<double>(queries * context - queries * (queries - 1) / 2);
-    const double flops = 2.0 * static_cast<double>(heads * (2 * rank + width - rank)) * pairs;
-    Meter(state, bench.context).run(flops, 0.0, [&] {
-      attention.forward({&tokens, 1}, {q.data(), queries, heads * width},
-                        {out.data(), queries, heads * rank}, bench.context);
-    });
+  const LatentCache cache = filled_cache(config, cache_format_of(state), context);
+  const auto tokens = CachedTokens::ending_in(cache, 0, queries);
+  const AbsorbedAttention attention(config, 0.1);
+  const double pairs = static_cast<double>(queries * context - queries * (queries - 1) / 2);
+  const double flops = 2.0 * static_cast<double>(heads * (2 * rank + width - rank)) * pairs;
+  Meter(state, bench.context).run(flops, 0.0, [&] {
+    attention.forward({&tokens, 1}, {q.data(), queries, heads * width},
+                      {out.data(), queries, heads * rank}, bench.context);
   });
 }
 
@@ -50,15 +47,12 @@ void BM_DecompressedPrefill(benchmark::State& state) {
   weights.kv_b_proj = {kv_b.data(), heads * (config.qk_nope_head_dim + v), config.kv_lora_rank};
   const LatentDecompression decompression(config, weights);
   std::vector<float> out(static_cast<std::size_t>(tokens * heads * v));
-  with_type(state.range(1), [&](auto type) {
-    using T = decltype(type);
-    const auto cache = filled_cache<T>(config, tokens);
-    const CachedTokens<T> share = {&cache, 0, tokens};
-    const DecompressedAttention<T> attention(config, 0.1, decompression);
-    Meter(state, bench.context).run(attention_cost(config, 0, tokens).decompressed, 0.0, [&] {
-      attention.forward({&share, 1}, {q.data(), tokens, heads * qk},
-                        {out.data(), tokens, heads * v}, bench.context);
-    });
+  const LatentCache cache = filled_cache(config, cache_format_of(state), tokens);
+  const auto share = CachedTokens::ending_in(cache, 0, tokens);
+  const DecompressedAttention attention(config, 0.1, decompression);
+  Meter(state, bench.context).run(attention_cost(config, 0, tokens).decompressed, 0.0, [&] {
+    attention.forward({&share, 1}, {q.data(), tokens, heads * qk}, {out.data(), tokens, heads * v},
+                      bench.context);
   });
 }
 
@@ -83,7 +77,7 @@ void BM_Layer(benchmark::State& state) {
   weights.kv_b_proj = {kv_b.data(), 32768, 512};
   weights.o_proj = weight(7168, 16384);
   const MultiheadLatentAttention layer(c, weights);
-  auto cache = filled_cache<bfloat16>(c, context);
+  LatentCache cache = filled_cache(c, CacheFormat::bfloat16, context);
   cache.reserve(context + tokens);
   const RowMajorMatrix x = RowMajorMatrix::Random(tokens, c.hidden_size);
   RowMajorMatrix out(tokens, c.hidden_size);

@@ -14,6 +14,17 @@ namespace {
 
 constexpr Index kFewTokens = 16;
 
+// Calls body(T()) for the element type of the weights that a benchmark's argument names.
+template <class Body>
+void with_type(Index type, const Body& body) {
+  if (type == 0)
+    body(float());
+  else if (type == 1)
+    body(bfloat16());
+  else
+    body(float16());
+}
+
 // Few tokens take other weights each time, beyond any cache.
 Index copies_of(Index tokens, double bytes) {
   return tokens <= kFewTokens ? std::max<Index>(1, static_cast<Index>(1e9 / bytes)) : 1;

@@ -24,6 +24,11 @@ inline simd::Isa isa_of(const benchmark::State& state) {
   return static_cast<simd::Isa>(state.range(0));
 }
 
+/// Of a benchmark whose second argument is the type of its cache.
+inline CacheFormat cache_format_of(const benchmark::State& state) {
+  return static_cast<CacheFormat>(state.range(1));
+}
+
 inline ReadBandwidth& read_bandwidth() {
   static ReadBandwidth probe;
   return probe;
@@ -102,17 +107,6 @@ std::vector<T> random_values(Index size, float scale = 1.0f) {
   return values;
 }
 
-/// Calls body(T()) for the element type that a benchmark's argument names.
-template <class Body>
-void with_type(Index type, const Body& body) {
-  if (type == 0)
-    body(float());
-  else if (type == 1)
-    body(bfloat16());
-  else
-    body(float16());
-}
-
 struct Bench {
   Bench(benchmark::State& state, int threads)
       : executor(threads), context(executor, simd::kernels_for(isa_of(state))) {}
@@ -121,9 +115,8 @@ struct Bench {
   Context context;
 };
 
-template <class T>
-LatentKVCache<T> filled_cache(const AttentionConfig& config, Index tokens) {
-  LatentKVCache<T> cache(config);
+inline LatentCache filled_cache(const AttentionConfig& config, CacheFormat format, Index tokens) {
+  LatentCache cache(config, format);
   const auto values = random_values<float>(64 * config.cache_row_width());
   std::vector<Index> positions(64);
   for (Index first = 0; first < tokens; first += 64) {
@@ -138,7 +131,7 @@ LatentKVCache<T> filled_cache(const AttentionConfig& config, Index tokens) {
 /// The best instruction set in float32, and the best with products of bfloat16 if there is one.
 inline std::vector<Index> isas() {
   std::vector<Index> all = {static_cast<Index>(simd::best_isa())};
-  const auto rounded = static_cast<Index>(simd::best_isa(Precision::bfloat16));
+  const auto rounded = static_cast<Index>(simd::best_isa(simd::Arithmetic::bfloat16));
   if (rounded != all[0]) all.push_back(rounded);
   return all;
 }

@@ -37,13 +37,13 @@ RowMajorMatrix embed_text(const std::string& directory, const mla::Checkpoint& c
   const mla::WeightView embedding =
       checkpoint.matrix("model.embed_tokens.weight", table.shape.at(0), hidden_size);
   RowMajorMatrix x(static_cast<Index>(tokens.size()), hidden_size);
-  mla::visit(embedding, [&](auto rows) {
-    for (Index t = 0; t < x.rows(); ++t) {
-      const Index token = tokens[static_cast<std::size_t>(t)];
-      mla::require(token >= 0 && token < rows.rows, "token ", token, " is not in the vocabulary");
-      for (Index c = 0; c < hidden_size; ++c) x(t, c) = static_cast<float>(rows(token, c));
-    }
-  });
+  for (Index t = 0; t < x.rows(); ++t) {
+    const Index token = tokens[static_cast<std::size_t>(t)];
+    mla::require(token >= 0 && token < embedding.rows, "token ", token,
+                 " is not in the vocabulary");
+    info_of(embedding.format)
+        .widen(embedding.row_range(token, 1), mla::mutable_view_of(x).row_range(t, 1));
+  }
   return x;
 }
 

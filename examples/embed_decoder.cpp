@@ -13,7 +13,8 @@ int main(int argc, char** argv) try {
   const mla::DecoderModel model = mla::DecoderModel::load(directory);  // maps the files
   const mla::Tokenizer tokenizer(directory);
 
-  mla::DecoderState<mla::bfloat16> state(model.config());  // the latent caches of one text
+  // The latent caches of one text.
+  mla::DecoderState state(model.config(), mla::CacheFormat::bfloat16);
   mla::Sampler sampler(model.vocab_size(), {.temperature = 0.8, .top_p = 0.95, .seed = 1});
   mla::Context context;  // threads, instruction set, scratch memory
   mla::StreamingDecoder text(tokenizer);

@@ -147,18 +147,16 @@ void check_prompt(const std::vector<TokenId>& prompt, const mla::ModelConfig& co
 }
 
 // If every head's key and value of the same tokens were cached.
-template <class T>
-double multi_head_bytes(const mla::DecoderState<T>& state, const mla::AttentionConfig& config) {
+double multi_head_bytes(const mla::DecoderState& state, const mla::AttentionConfig& config) {
   const Index predicted = state.prediction() ? state.prediction()->size() : 0;
   const Index head = config.qk_head_dim() + config.v_head_dim;
   return static_cast<double>((state.layers() * state.size() + predicted) *
-                             config.num_attention_heads * head) *
-         sizeof(T);
+                             config.num_attention_heads *
+                             mla::row_layout(state.format(), head, 0).bytes);
 }
 
-template <class T>
-void print_stats(const mla::GenerationResult& result, const mla::DecoderState<T>& state,
-                 const mla::AttentionConfig& config, mla::DType cache) {
+void print_stats(const mla::GenerationResult& result, const mla::DecoderState& state,
+                 const mla::AttentionConfig& config) {
   const auto per_second = [](Index tokens, double seconds) {
     return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
   };
@@ -172,17 +170,16 @@ void print_stats(const mla::GenerationResult& result, const mla::DecoderState<T>
   const double multi_head = multi_head_bytes(state, config);
   std::fprintf(stderr, "cache   %6td tokens  MLA %.0f bytes  MHA %.0f bytes  %.1f times, %s\n",
                state.size(), latent, multi_head, latent > 0.0 ? multi_head / latent : 0.0,
-               name_of(cache));
+               std::string(name_of(state.format())).c_str());
   if (result.drafted_tokens > 0)
     std::fprintf(stderr, "drafts  %6td tokens  %td accepted, %.1f %%\n", result.drafted_tokens,
                  result.accepted_tokens, 100.0 * result.acceptance());
 }
 
-template <class T>
 void generate(const Options& options, const mla::DecoderModel& model,
               std::span<const TokenId> prompt, Writer& writer) {
   mla::programs::Machine machine(options.model);
-  mla::DecoderState<T> state(model.config());
+  mla::DecoderState state(model.config(), options.model.cache);
   mla::Sampler sampler(model.vocab_size(), options.sampler);
   mla::programs::ProgressBar progress("reading the prompt");
   mla::GenerationOptions generation;
@@ -207,7 +204,7 @@ void generate(const Options& options, const mla::DecoderModel& model,
         "the context of " + std::to_string(model.max_position_embeddings()) + " tokens is full");
   // The text ends in no line break of its own, and both may go to the same place.
   if (options.stats && !options.ids && ::isatty(STDOUT_FILENO) == 0) std::fputc('\n', stderr);
-  if (options.stats) print_stats(result, state, model.config().attention, options.model.cache);
+  if (options.stats) print_stats(result, state, model.config().attention);
 }
 
 void run(const Options& options) {
@@ -218,9 +215,7 @@ void run(const Options& options) {
   const auto prompt = read_prompt(options, tokenizer ? &*tokenizer : nullptr);
   check_prompt(prompt, model.config());
   Writer writer(options.ids ? nullptr : &*tokenizer);
-  mla::programs::with_cache_type(options.model.cache, [&](auto element) {
-    generate<decltype(element)>(options, model, prompt, writer);
-  });
+  generate(options, model, prompt, writer);
 }
 
 }  // namespace

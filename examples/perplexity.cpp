@@ -109,14 +109,13 @@ double surprise(const Eigen::Ref<const Eigen::RowVectorXf>& logits, TokenId toke
 }
 
 // Scores windows with the same memory.
-template <class T>
 class Scorer {
  public:
   Scorer(const mla::DecoderModel& model, const Options& options, TokenId bos, Index window)
       : model_(model),
         machine_(options.model),
         mode_(options.model.mode),
-        state_(model.config()),
+        state_(model.config(), options.model.cache),
         input_(static_cast<std::size_t>(window), bos),
         hidden_(window, model.hidden_size()),
         logits_(std::min(window, kRows), model.vocab_size()) {
@@ -144,16 +143,15 @@ class Scorer {
   const mla::DecoderModel& model_;
   mla::programs::Machine machine_;
   mla::Mode mode_;
-  mla::DecoderState<T> state_;
+  mla::DecoderState state_;
   std::vector<TokenId> input_;  // [window] BOS first
   RowMajorMatrix hidden_;       // [window, hidden_size]
   RowMajorMatrix logits_;       // [kRows, vocab_size]
 };
 
-template <class T>
 double score_all(const Options& options, const mla::DecoderModel& model, const Text& text,
                  Index window, Index windows) {
-  Scorer<T> scorer(model, options, text.bos, window);
+  Scorer scorer(model, options, text.bos, window);
   mla::programs::ProgressBar progress("scoring");
   double sum = 0.0;
   for (Index w = 0; w < windows; ++w) {
@@ -183,11 +181,8 @@ void run(const Options& options) {
       options.window.value_or(std::min<Index>(256, model.max_position_embeddings()));
   check(text, model.config(), window);
   const Index windows = std::ssize(text.tokens) / window;
-  double sum = 0.0;
   const auto start = std::chrono::steady_clock::now();
-  mla::programs::with_cache_type(options.model.cache, [&](auto element) {
-    sum = score_all<decltype(element)>(options, model, text, window, windows);
-  });
+  const double sum = score_all(options, model, text, window, windows);
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
   const double tokens = static_cast<double>(windows * window), loss = sum / tokens;
   std::array<char, 160> line{};

@@ -1,9 +1,9 @@
 // config.json and generation_config.json of a model: two texts in one input.
 
 #include "fuzz.hpp"
-#include "mla/attention/rope.hpp"
 #include "mla/io/read_attention_config.hpp"
 #include "mla/model/read_model_config.hpp"
+#include "mla/ops/rope.hpp"
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static mla::fuzz::MemoryDirectory directory({"config.json", "generation_config.json"});

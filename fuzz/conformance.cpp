@@ -32,7 +32,10 @@ extern "C" std::size_t LLVMFuzzerCustomMutator(std::uint8_t* data, std::size_t s
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static mla::fuzz::MemoryFile file;
   mla::conformance::Options options;
-  if (size % 2 == 0) options.weights = options.cache = mla::DType::bfloat16;
+  if (size % 2 == 0) {
+    options.weights = mla::WeightFormat::bfloat16;
+    options.cache = mla::CacheFormat::bfloat16;
+  }
   mla::fuzz::only_documented_errors([&] {
     file.write(mla::fuzz::text_of(data, size));
     if (generates_much(mla::SafetensorsFile(file.path()))) return;

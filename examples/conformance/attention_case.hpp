@@ -138,8 +138,8 @@ inline void read_expected(const CaseFile& file, const std::string& prefix, Atten
 }
 
 // `prefix` begins the names of tensors that take the place of the usual ones.
-inline AttentionCase read_variant(const CaseFile& file, AttentionConfig config, DType weights,
-                                  const std::string& prefix) {
+inline AttentionCase read_variant(const CaseFile& file, AttentionConfig config,
+                                  WeightFormat weights, const std::string& prefix) {
   config.validate();
   const std::vector<Index>& shape = file.tensor("hidden_states").shape;
   if (shape.size() != 3 || shape[0] < 1 || shape[1] < 1 || shape[2] != config.hidden_size)
@@ -157,7 +157,7 @@ inline AttentionCase read_variant(const CaseFile& file, AttentionConfig config, 
 
 /// The layers that a file is about: one, or for mla_rope_pair two with the same results, with
 /// interleaved and with half-split rotary pairs. `weights` as for CaseWeights.
-inline std::vector<AttentionCase> read_attention_cases(const CaseFile& file, DType weights) {
+inline std::vector<AttentionCase> read_attention_cases(const CaseFile& file, WeightFormat weights) {
   const std::string& kind = file.kind();
   if (kind != "mla" && kind != "mla_rope_pair" && kind != "tutorial")
     file.fail("kind ", kind, " is not known; mla, mla_rope_pair, tutorial and rope_tables are");
@@ -190,7 +190,7 @@ inline LayerResult reference_result(const AttentionCase& layer) {
     };
     const reference::Result<double> exact = reference::forward<double>(
         layer.config, layer.weights->views(), x.middleRows(first, layer.tokens), part(positions),
-        part(layer.attention_mask));
+        {.keep = part(layer.attention_mask)});
     result.output.middleRows(first, layer.tokens) = exact.output.cast<float>();
     result.latent.middleRows(first, layer.tokens) = exact.latent.cast<float>();
     result.k_pe.middleRows(first, layer.tokens) = exact.rope_key.cast<float>();

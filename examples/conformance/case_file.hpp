@@ -1,7 +1,6 @@
 #ifndef MLA_EXAMPLES_CONFORMANCE_CASE_FILE_HPP_
 #define MLA_EXAMPLES_CONFORMANCE_CASE_FILE_HPP_
 
-#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <map>
@@ -15,6 +14,7 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/io/json.hpp"
 #include "mla/io/safetensors.hpp"
 
@@ -29,10 +29,7 @@ struct CaseTensor {
   /// The same numbers as a matrix [rows, cols] of float32.
   RowMajorMatrix matrix(Index rows, Index cols) const {
     RowMajorMatrix result(rows, cols);
-    visit(values, [&](auto view) {
-      std::transform(view.data, view.data + view.cols, result.data(),
-                     [](auto value) { return static_cast<float>(value); });
-    });
+    info_of(values.format).widen(values, {result.data(), 1, values.cols});
     return result;
   }
 };
@@ -84,16 +81,12 @@ class CaseFile {
   }
   /// A tensor of integers, which case files store as float32.
   std::vector<Index> integers(std::string_view name, const std::vector<Index>& shape) const {
-    const WeightView& values = tensor(name, shape).values;
     std::vector<Index> result;
-    visit(values, [&](auto view) {
-      for (Index i = 0; i < view.cols; ++i) {
-        const auto value = static_cast<float>(view.data[i]);
-        if (!(std::abs(value) <= 0x1p24f) || value != std::trunc(value))
-          fail("tensor ", name, " must have integers up to 2^24, got ", value);
-        result.push_back(static_cast<Index>(value));
-      }
-    });
+    for (const float value : to_float_vector(tensor(name, shape).values)) {
+      if (!(std::abs(value) <= 0x1p24f) || value != std::trunc(value))
+        fail("tensor ", name, " must have integers up to 2^24, got ", value);
+      result.push_back(static_cast<Index>(value));
+    }
     return result;
   }
 
@@ -114,11 +107,11 @@ class CaseFile {
     const Index elements = std::ssize(tensor.bytes) / bytes_of(tensor.dtype);
     switch (tensor.dtype) {
       case SafetensorsDType::float32:
-        return {tensor.bytes.data(), DType::float32, 1, elements};
+        return {tensor.bytes.data(), WeightFormat::float32, 1, elements};
       case SafetensorsDType::bfloat16:
-        return {tensor.bytes.data(), DType::bfloat16, 1, elements};
+        return {tensor.bytes.data(), WeightFormat::bfloat16, 1, elements};
       case SafetensorsDType::float16:
-        return {tensor.bytes.data(), DType::float16, 1, elements};
+        return {tensor.bytes.data(), WeightFormat::float16, 1, elements};
       default:
         fail("tensor ", tensor.name, " has dtype ", name_of(tensor.dtype), ", expected F32");
     }

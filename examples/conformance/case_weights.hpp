@@ -14,16 +14,18 @@
 #include "mla/attention/weights.hpp"
 #include "mla/core/config.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 
 namespace mla::conformance {
 
 /// The weights of a case, as they are stored or rounded to bfloat16.
 class CaseWeights {
  public:
-  /// `dtype` is float32 (as stored) or bfloat16. A tensor named `prefix` + name, where there is
+  /// `format` is float32 (as stored) or bfloat16. A tensor named `prefix` + name, where there is
   /// one, takes the place of name. `file` must outlive the object.
-  CaseWeights(const CaseFile& file, const AttentionConfig& config, DType dtype, std::string prefix)
-      : file_(file), dtype_(dtype), prefix_(std::move(prefix)) {
+  CaseWeights(const CaseFile& file, const AttentionConfig& config, WeightFormat format,
+              std::string prefix)
+      : file_(file), format_(format), prefix_(std::move(prefix)) {
     if (config.rope_key_per_head)
       load_tutorial(config);
     else
@@ -78,7 +80,7 @@ class CaseWeights {
 
   WeightView matrix(const std::string& name, Index rows, Index cols) {
     const WeightView weight = view(name + ".weight", {rows, cols}, rows, cols);
-    bfloat16_products_ = bfloat16_products_ || weight.dtype == DType::bfloat16;
+    bfloat16_products_ = bfloat16_products_ || weight.format == WeightFormat::bfloat16;
     return weight;
   }
   WeightView vector(const std::string& name, Index size) { return view(name, {size}, 1, size); }
@@ -89,25 +91,25 @@ class CaseWeights {
     const bool replaced = !prefix_.empty() && file_.contains(prefix_ + name);
     const std::string& full_name = *names_.insert(replaced ? prefix_ + name : name).first;
     const WeightView values = file_.tensor(full_name, shape).values;
-    const bool as_stored = dtype_ == DType::float32 || values.dtype == DType::bfloat16;
-    return {as_stored ? values.data : round(values), as_stored ? values.dtype : DType::bfloat16,
-            rows, cols};
+    const bool as_stored =
+        format_ == WeightFormat::float32 || values.format == WeightFormat::bfloat16;
+    return {as_stored ? values.data : round(values),
+            as_stored ? values.format : WeightFormat::bfloat16, rows, cols};
   }
 
   const bfloat16* round(const WeightView& values) {
-    const auto& copy = copies_.emplace_back(static_cast<std::size_t>(values.cols));
-    visit(values, [&](auto view) {
-      std::transform(view.data, view.data + view.cols, copy.begin(), [&](auto value) {
-        const bfloat16 nearest(static_cast<float>(value));
-        rounded_ = rounded_ || static_cast<float>(nearest) != static_cast<float>(value);
-        return nearest;
-      });
+    const std::vector<float> exact = to_float_vector(values);
+    const auto& copy = copies_.emplace_back(exact.size());
+    std::ranges::transform(exact, copy.begin(), [&](float value) {
+      const bfloat16 nearest(value);
+      rounded_ = rounded_ || static_cast<float>(nearest) != value;
+      return nearest;
     });
     return copy.data();
   }
 
   const CaseFile& file_;
-  DType dtype_;
+  WeightFormat format_;
   std::string prefix_;
   AttentionWeights views_;
   std::set<std::string> names_;

@@ -19,7 +19,9 @@
 #include "model_case.hpp"
 #include "run_case.hpp"
 
+#include "mla/core/cache_format.hpp"
 #include "mla/core/error.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/simd/isa.hpp"
 
 namespace mla::conformance {
@@ -40,11 +42,16 @@ struct Arguments {
   bool help = false;
 };
 
-inline DType read_dtype(const std::string& option, const std::string& name, bool with_float16) {
-  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
-    if (name == name_of(dtype) && (dtype != DType::float16 || with_float16)) return dtype;
-  throw_invalid(option, " must be ", with_float16 ? "f32, bf16 or f16" : "f32 or bf16", ", got ",
-                name);
+inline WeightFormat read_weights(const std::string& name) {
+  for (const auto format : {WeightFormat::float32, WeightFormat::bfloat16})
+    if (name == name_of(format)) return format;
+  throw_invalid("--weights must be f32 or bf16, got ", name);
+}
+
+inline CacheFormat read_cache(const std::string& name) {
+  for (const auto format : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16})
+    if (name == name_of(format)) return format;
+  throw_invalid("--cache must be f32, bf16 or f16, got ", name);
 }
 
 inline const simd::Kernels* read_isa(const std::string& name) {
@@ -89,8 +96,8 @@ inline Arguments read_arguments(std::span<const std::string> words) {
     const std::string& value = words[++i];
     if (word == "--isa") arguments.options.kernels = read_isa(value);
     if (word == "--mode") arguments.options.modes = {read_mode(value)};
-    if (word == "--weights") arguments.options.weights = read_dtype(word, value, false);
-    if (word == "--cache") arguments.options.cache = read_dtype(word, value, true);
+    if (word == "--weights") arguments.options.weights = read_weights(value);
+    if (word == "--cache") arguments.options.cache = read_cache(value);
     if (word == "--tolerance") arguments.options.model_tolerance = read_tolerance(value);
   }
   require(!arguments.paths.empty(), "no case file or directory given (--help for usage)");

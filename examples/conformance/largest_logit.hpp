@@ -8,8 +8,8 @@
 #include "attention_case.hpp"
 
 #include "mla/attention/low_rank.hpp"
-#include "mla/attention/rope.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/ops/rope.hpp"
 
 namespace mla::conformance {
 

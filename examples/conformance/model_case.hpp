@@ -16,13 +16,13 @@
 #include "report.hpp"
 #include "run_case.hpp"
 
-#include "mla/attention/context.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/model/decoder_model.hpp"
 #include "mla/model/decoder_state.hpp"
 #include "mla/model/generate.hpp"
 #include "mla/model/sampler.hpp"
+#include "mla/ops/context.hpp"
 
 // Whole models against the goldens.safetensors beside their weights.
 
@@ -90,8 +90,7 @@ inline Choice sorted_choice(std::span<const Index> experts, std::span<const floa
   return choice;
 }
 
-// One model and cache type, all prompts.
-template <StorageElement T>
+// One model and cache format, all prompts.
 class ModelCase {
  public:
   ModelCase(const DecoderModel& model, ModelGoldens& goldens, const Options& options)
@@ -140,7 +139,7 @@ class ModelCase {
     const bool record =
         !goldens_.endings(name("hidden.")).empty() || !goldens_.endings(name("router.")).empty();
     DecoderObserver* observer = record ? &recorder_ : nullptr;
-    DecoderState<T> state(model_.config());
+    DecoderState state(model_.config(), options_.cache);
     norm_.resize(tokens(), model_.hidden_size());
     model_.forward_hidden(tokens_, state, norm_, context_, {.mode = mode_, .observer = observer});
     drafts_.resize(tokens() - 1, model_.vocab_size());
@@ -277,7 +276,7 @@ class ModelCase {
       return true;
     };
     Sampler sampler(model_.vocab_size(), {.temperature = 0.0});
-    DecoderState<T> state(model_.config());
+    DecoderState state(model_.config(), options_.cache);
     generate(model_, state, tokens_, sampler, context_, options);
     Check check{what, 0.0, 1.0, 0.0};
     for (std::size_t i = 0; i < expected.size(); ++i)
@@ -298,10 +297,10 @@ class ModelCase {
   std::vector<Report> reports_;
 };
 
-template <StorageElement T, class Print>
+template <class Print>
 void run_prompts(const DecoderModel& model, ModelGoldens& goldens, const Options& options,
                  const Print& print) {
-  ModelCase<T> model_case(model, goldens, options);
+  ModelCase model_case(model, goldens, options);
   bool any = false;
   for (const std::string& prompt : goldens.prompts())
     for (const Mode mode : options.modes)
@@ -325,20 +324,11 @@ inline bool is_model(const std::filesystem::path& path) {
 template <class Print>
 std::vector<std::string> run_model(const std::filesystem::path& directory, const Options& options,
                                    const Print& print) {
-  require(options.weights == DType::float32,
+  require(options.weights == WeightFormat::float32,
           "--weights is for attention cases; a model's are used as they are");
   ModelGoldens goldens(directory / "goldens.safetensors");
-  const DecoderModel model = DecoderModel::load(directory, DType::float32);  // fp8 as it is
-  switch (options.cache) {
-    case DType::bfloat16:
-      detail::run_prompts<bfloat16>(model, goldens, options, print);
-      break;
-    case DType::float16:
-      detail::run_prompts<float16>(model, goldens, options, print);
-      break;
-    default:
-      detail::run_prompts<float>(model, goldens, options, print);
-  }
+  const DecoderModel model = DecoderModel::load(directory, WeightFormat::float32);  // fp8 as it is
+  detail::run_prompts(model, goldens, options, print);
   return goldens.unread();
 }
 

@@ -12,8 +12,8 @@
 #include "report.hpp"
 #include "tolerance.hpp"
 
-#include "mla/attention/rope.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/ops/rope.hpp"
 
 namespace mla::conformance {
 

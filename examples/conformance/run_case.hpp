@@ -18,15 +18,17 @@
 #include "tolerance.hpp"
 
 #include "mla/attention/multihead_latent_attention.hpp"
+#include "mla/core/cache_format.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/simd/kernels.hpp"
 
 namespace mla::conformance {
 
 struct Options {
   std::vector<Mode> modes = {Mode::absorbed, Mode::decompressed};
-  DType weights = DType::float32;  ///< float32: as stored; bfloat16: rounded
-  DType cache = DType::float32;
+  WeightFormat weights = WeightFormat::float32;  ///< float32: as stored; bfloat16: rounded
+  CacheFormat cache = CacheFormat::float32;
   const simd::Kernels* kernels = &simd::kernels();
   double model_tolerance = 1e-3;  ///< of whole models, see docs/conformance.md
 };
@@ -80,10 +82,10 @@ struct Expectation {
 inline Expectation expectation(const AttentionCase& layer, const Options& options) {
   Expectation result;
   const bool rounded_weights = layer.weights->rounded();
-  const bool rounded_cache = options.cache != DType::float32;
+  const bool rounded_cache = options.cache != CacheFormat::float32;
   const bool rounded_products =
-      simd::precision_of(options.kernels->isa) == Precision::bfloat16 &&
-      (layer.weights->bfloat16_products() || options.cache == DType::bfloat16);
+      simd::arithmetic_of(options.kernels->isa) == simd::Arithmetic::bfloat16 &&
+      (layer.weights->bfloat16_products() || options.cache == CacheFormat::bfloat16);
   if (!rounded_weights && !rounded_cache && !rounded_products) return result;
   const double logit = largest_logit(layer);
   if (rounded_weights) {

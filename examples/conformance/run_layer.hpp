@@ -7,7 +7,9 @@
 
 #include "attention_case.hpp"
 
+#include "mla/attention/latent_cache.hpp"
 #include "mla/attention/multihead_latent_attention.hpp"
+#include "mla/core/cache_format.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/simd/kernels.hpp"
@@ -38,9 +40,8 @@ struct CallRows {
   }
 };
 
-template <StorageElement T>
-void run_call(const MultiheadLatentAttention& attention, const CallRows& rows, Mode mode,
-              std::vector<LatentKVCache<T>>& caches, Context& context, RowMajorMatrix& output) {
+inline void run_call(const MultiheadLatentAttention& attention, const CallRows& rows, Mode mode,
+                     std::vector<LatentCache>& caches, Context& context, RowMajorMatrix& output) {
   const Index count = rows.layer.sequences * rows.tokens;
   RowMajorMatrix x(count, output.cols()), out(count, output.cols());
   rows.for_each([&](Index of_call, Index of_case) {
@@ -48,7 +49,7 @@ void run_call(const MultiheadLatentAttention& attention, const CallRows& rows, M
   });
   const std::vector<Index> positions = rows.gather(rows.layer.position_ids);
   const std::vector<std::uint8_t> mask = rows.gather(rows.layer.attention_mask);
-  std::vector<Sequence<T>> batch;
+  std::vector<Sequence> batch;
   for (auto& cache : caches) batch.push_back({&cache, rows.tokens});
   attention.forward(x, batch, out, context,
                     {.mode = mode, .position_ids = positions, .attention_mask = mask});
@@ -56,9 +57,8 @@ void run_call(const MultiheadLatentAttention& attention, const CallRows& rows, M
 }
 
 // A cache has a row for each token that is not padding.
-template <StorageElement T>
-void read_cache(const AttentionCase& layer, Index sequence, const LatentKVCache<T>& cache,
-                LayerResult& result) {
+inline void read_cache(const AttentionCase& layer, Index sequence, const LatentCache& cache,
+                       LayerResult& result) {
   std::vector<Index> rows;
   for (Index row = sequence * layer.tokens; row < (sequence + 1) * layer.tokens; ++row)
     if (layer.is_token(row)) rows.push_back(row);
@@ -66,45 +66,33 @@ void read_cache(const AttentionCase& layer, Index sequence, const LatentKVCache<
     throw_runtime("the cache of sequence ", sequence, " has ", cache.size(), " rows for ",
                   rows.size(), " tokens");
   const Index rank = layer.config.kv_lora_rank;
+  RowMajorMatrix values(1, cache.layout().width());
   for (Index i = 0; i < cache.size(); ++i) {
     const Index row = rows[static_cast<std::size_t>(i)];
-    for (Index c = 0; c < rank; ++c) result.latent(row, c) = static_cast<float>(cache.row(i)[c]);
-    for (Index c = 0; c < layer.config.rope_key_width(); ++c)
-      result.k_pe(row, c) = static_cast<float>(cache.row(i)[rank + c]);
+    info_of(cache.format()).widen(cache.layout(), cache.rows().row(i), values.data());
+    result.latent.row(row) = values.leftCols(rank);
+    result.k_pe.row(row) = values.rightCols(layer.config.rope_key_width());
   }
-}
-
-template <StorageElement T>
-LayerResult run_layer_with_cache(const AttentionCase& layer, Mode mode,
-                                 const simd::Kernels& kernels) {
-  const MultiheadLatentAttention attention(layer.config, layer.weights->views());
-  Context context(kernels);
-  std::vector<LatentKVCache<T>> caches;
-  for (Index s = 0; s < layer.sequences; ++s) caches.emplace_back(layer.config);
-  LayerResult result(layer.config, layer.rows());
-  Index first = 0;
-  for (const Index tokens : layer.calls) {
-    run_call(attention, {layer, first, tokens}, mode, caches, context, result.output);
-    first += tokens;
-  }
-  for (Index s = 0; s < layer.sequences; ++s)
-    read_cache(layer, s, caches[static_cast<std::size_t>(s)], result);
-  return result;
 }
 
 }  // namespace detail
 
 /// What the library makes of a case: all its calls, the sequences of each as one batch.
-inline LayerResult run_layer(const AttentionCase& layer, Mode mode, DType cache,
+inline LayerResult run_layer(const AttentionCase& layer, Mode mode, CacheFormat cache,
                              const simd::Kernels& kernels) {
-  switch (cache) {
-    case DType::bfloat16:
-      return detail::run_layer_with_cache<bfloat16>(layer, mode, kernels);
-    case DType::float16:
-      return detail::run_layer_with_cache<float16>(layer, mode, kernels);
-    default:
-      return detail::run_layer_with_cache<float>(layer, mode, kernels);
+  const MultiheadLatentAttention attention(layer.config, layer.weights->views());
+  Context context(kernels);
+  std::vector<LatentCache> caches;
+  for (Index s = 0; s < layer.sequences; ++s) caches.emplace_back(layer.config, cache);
+  LayerResult result(layer.config, layer.rows());
+  Index first = 0;
+  for (const Index tokens : layer.calls) {
+    detail::run_call(attention, {layer, first, tokens}, mode, caches, context, result.output);
+    first += tokens;
   }
+  for (Index s = 0; s < layer.sequences; ++s)
+    detail::read_cache(layer, s, caches[static_cast<std::size_t>(s)], result);
+  return result;
 }
 
 }  // namespace mla::conformance

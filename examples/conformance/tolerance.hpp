@@ -3,7 +3,7 @@
 
 #include <string>
 
-#include "mla/core/tensor.hpp"
+#include "mla/core/cache_format.hpp"
 
 // How far a result may be from a case's, relative to the largest value of the tensor. Derived in
 // docs/conformance.md, which also has the errors that were measured.
@@ -17,15 +17,17 @@ inline constexpr double kFloat32 = 2e-5;
 inline constexpr double kFloat32Rounding = 0x1p-23;
 
 /// Unit roundoff: the largest relative error of rounding a number to nearest.
-constexpr double unit_roundoff(DType dtype) noexcept {
-  switch (dtype) {
-    case DType::bfloat16:
-      return 0x1p-8;
-    case DType::float16:
-      return 0x1p-11;
-    default:
+inline constexpr double kBfloat16Rounding = 0x1p-8;
+constexpr double unit_roundoff(CacheFormat format) noexcept {
+  switch (format) {
+    case CacheFormat::float32:
       return 0x1p-24;
+    case CacheFormat::bfloat16:
+      return kBfloat16Rounding;
+    case CacheFormat::float16:
+      return 0x1p-11;
   }
+  __builtin_unreachable();
 }
 
 struct Tolerance {
@@ -46,18 +48,17 @@ struct Tolerance {
   }
 
   /// Adds what a cache of 16-bit elements does.
-  void add_rounded_cache(DType cache, double logit) {
+  void add_rounded_cache(CacheFormat cache, double logit) {
     const double u = unit_roundoff(cache);
     output += u * (4.0 + logit / 2.0);
     cache_row += u;
-    reason += std::string(" + ") + name_of(cache) + " cache";
+    reason += " + " + std::string(name_of(cache)) + " cache";
   }
 
  private:
   void add_rounded_factors(double logit) {
-    const double u = unit_roundoff(DType::bfloat16);
-    output += 2.0 * u * (4.0 + logit / 2.0);
-    cache_row += 8.0 * u;
+    output += 2.0 * kBfloat16Rounding * (4.0 + logit / 2.0);
+    cache_row += 8.0 * kBfloat16Rounding;
   }
 };
 

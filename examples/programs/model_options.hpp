@@ -13,13 +13,13 @@
 #include "interrupt.hpp"
 #include "progress.hpp"
 
-#include "mla/attention/context.hpp"
 #include "mla/attention/cost_model.hpp"
+#include "mla/core/cache_format.hpp"
 #include "mla/core/eigen_executor.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/executor.hpp"
-#include "mla/core/float16.hpp"
 #include "mla/model/decoder_model.hpp"
+#include "mla/ops/context.hpp"
 #include "mla/simd/isa.hpp"
 #include "mla/simd/kernels.hpp"
 #include "mla/text/tokenizer.hpp"
@@ -31,7 +31,7 @@ struct ModelOptions {
   std::string directory;
   int threads = 1;
   Mode mode = Mode::automatic;
-  DType cache = DType::float32;
+  CacheFormat cache = CacheFormat::float32;
   const simd::Kernels* kernels = &simd::kernels();
 
   static constexpr std::array<std::string_view, 4> kNames = {"--threads", "--mode", "--cache",
@@ -45,9 +45,9 @@ inline Mode parse_mode(const std::string& name) {
   return Mode::automatic;
 }
 
-inline DType parse_cache(const std::string& name) {
-  for (const DType dtype : {DType::float32, DType::bfloat16, DType::float16})
-    if (name == name_of(dtype)) return dtype;
+inline CacheFormat parse_cache(const std::string& name) {
+  for (const auto format : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16})
+    if (name == name_of(format)) return format;
   throw_invalid("--cache must be f32, bf16 or f16, got ", name);
 }
 
@@ -120,19 +120,6 @@ class Machine {
   std::unique_ptr<Executor> executor_;
   Context context_;
 };
-
-/// Calls visit(T()) with the type of element that `cache` names.
-template <class Visit>
-void with_cache_type(DType cache, const Visit& visit) {
-  switch (cache) {
-    case DType::bfloat16:
-      return visit(bfloat16());
-    case DType::float16:
-      return visit(float16());
-    default:
-      return visit(0.0f);
-  }
-}
 
 }  // namespace mla::programs
 

@@ -4,6 +4,7 @@
 #include <new>
 #include <vector>
 
+#include "mla/attention/merge_attention.hpp"
 #include "support/cache_types.hpp"
 #include "support/counting_operator_new.hpp"
 #include "support/executors.hpp"
@@ -75,13 +76,14 @@ TYPED_TEST(Allocation, AttentionOverTwoPartsAndMergingThemAllocatesNothingAfterT
        {small_config(), AttentionConfig::lesson(48, 4, 24, 20, 8)}) {
     TestLayer layer(config, {.split = config.rope_key_per_head});
     const LatentDecompression decompression(config, layer.weights.views());
-    const AbsorbedAttention<TypeParam> absorbed(config, 0.1);
-    const DecompressedAttention<TypeParam> decompressed(config, 0.1, decompression);
+    const AbsorbedAttention absorbed(config, 0.1);
+    const DecompressedAttention decompressed(config, 0.1, decompression);
     Context context;
     LatentKVCache<TypeParam> prefix(config), own(config);
     run(layer, layer.input(70), prefix, context);
     run(layer, layer.input(10), own, context);
-    const CachedTokens<TypeParam> before = {&prefix, 0, 2, 2}, last = {&own, 0, 2};
+    const CachedTokens before = CachedTokens::after(prefix, 0, 2);
+    const CachedTokens last = CachedTokens::ending_in(own, 0, 2);
     const Index heads = config.num_attention_heads;
     const auto step = [&](const auto& attention, Index key_width, Index value_width) {
       const Workspace::Scope scope(context.workspace());
@@ -129,8 +131,7 @@ TYPED_TEST(Allocation, ABatchedMaskedStepAllocatesNothingAfterTheFirst) {
   Context context(executor);
   std::vector<LatentKVCache<TypeParam>> caches;
   for (int s = 0; s < 3; ++s) caches.emplace_back(layer.config()).reserve(100);
-  const std::vector<Sequence<TypeParam>> batch = {
-      {&caches[0], 2}, {&caches[1], 0}, {&caches[2], 1}};
+  const std::vector<Sequence> batch = {{&caches[0], 2}, {&caches[1], 0}, {&caches[2], 1}};
   const std::vector<std::uint8_t> mask = {0, 1, 1};
   const RowMajorMatrix x = layer.input(3);
   RowMajorMatrix out(3, x.cols());
@@ -171,7 +172,7 @@ TYPED_TEST(Allocation, AFailureAnywhereLeavesTheCachesAsTheyWere) {
     run(layer, x.topRows(140), a, context, {.mode = mode});
     RowMajorMatrix expected(210, x.cols()), out(210, x.cols());
     a.truncate(60);
-    const std::vector<Sequence<TypeParam>> batch = {{&a, 140}, {&b, 70}};
+    const std::vector<Sequence> batch = {{&a, 140}, {&b, 70}};
     const ForwardOptions options = {.mode = mode, .attention_mask = mask};
     layer.layer.forward(x, batch, expected, context, options);
 

@@ -45,7 +45,7 @@ class BadInput : public ::testing::Test {
 
   TestLayer layer_;
   LatentKVCache<float> first_, second_;
-  std::vector<Sequence<float>> batch_;
+  std::vector<Sequence> batch_;
   RowMajorMatrix x_, out_;
   Context context_;
 };
@@ -175,7 +175,7 @@ TEST_F(BadInput, AnExecutorThatThrowsLeavesTheCachesAsTheyWere) {
     LatentKVCache<float> a(layer.config()), b(layer.config());
     run(layer, layer.input(70), a, context_);
     const CacheContents before_a(a), before_b(b);
-    const std::vector<Sequence<float>> batch = {{&a, 2}, {&b, 60}};
+    const std::vector<Sequence> batch = {{&a, 2}, {&b, 60}};
     const RowMajorMatrix x = layer.input(62);
     RowMajorMatrix out(62, x.cols());
     Index failures = 0;

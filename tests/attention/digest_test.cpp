@@ -72,8 +72,8 @@ float power_near_inverse_root(Index n) {
 struct DigestCase {
   std::uint64_t seed = 0;
   AttentionConfig config;
-  int weights = 0;  // 0, 1, 2: the DType of all tensors; 3: each has one of its own
-  DType cache = DType::float32;
+  int weights = 0;  // 0, 1, 2: the WeightFormat of all tensors; 3: each has one of its own
+  WeightFormat cache = WeightFormat::float32;
   bool split = false, biases = false, gaps = false, padded = false;
   bool spoiled = false;  // one more call has a NaN, which some of its tokens do not see
   Index history = 0;     // tokens that are appended to the first sequence
@@ -248,7 +248,8 @@ DigestCase digest_case(int layer) {
                                     : small_case(random);
   c.seed = random.bits();
   c.weights = layer % 4;
-  c.cache = std::array{DType::float32, DType::bfloat16, DType::float16}[layer % 3];
+  c.cache =
+      std::array{WeightFormat::float32, WeightFormat::bfloat16, WeightFormat::float16}[layer % 3];
   c.config.rope_scaling = random_scaling(random);
   c.config.rope_interleave = random.integer(0, 1) == 0;
   c.config.rope_theta = random.one_of({10.0, 500.0, 10000.0, 8e6});
@@ -268,7 +269,7 @@ RowMajorMatrix output_of_batch(const MultiheadLatentAttention& layer, const RowM
   if (tokens[1] == 0) {
     layer.forward(x, caches[0], out, context, options);
   } else {
-    const std::vector<Sequence<T>> batch = {{&caches[0], tokens[0]}, {&caches[1], tokens[1]}};
+    const std::vector<Sequence> batch = {{&caches[0], tokens[0]}, {&caches[1], tokens[1]}};
     layer.forward(x, batch, out, context, options);
   }
   return out;
@@ -355,9 +356,11 @@ Digest digest_of(const DigestCase& c, const MultiheadLatentAttention& layer, sim
   Digest digest;
   Context context(simd::kernels_for(isa));
   for (Mode mode : c.modes) {
-    if (c.cache == DType::float32) DigestRun<float>(c, layer, mode, context).add_to(digest);
-    if (c.cache == DType::bfloat16) DigestRun<bfloat16>(c, layer, mode, context).add_to(digest);
-    if (c.cache == DType::float16) DigestRun<float16>(c, layer, mode, context).add_to(digest);
+    if (c.cache == WeightFormat::float32) DigestRun<float>(c, layer, mode, context).add_to(digest);
+    if (c.cache == WeightFormat::bfloat16)
+      DigestRun<bfloat16>(c, layer, mode, context).add_to(digest);
+    if (c.cache == WeightFormat::float16)
+      DigestRun<float16>(c, layer, mode, context).add_to(digest);
   }
   return digest;
 }

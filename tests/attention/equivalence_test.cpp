@@ -21,7 +21,7 @@ class Equivalence : public EveryIsaAndMode {
   template <StorageElement T>
   void expect_parts_equal(const TestLayer& layer, const RowMajorMatrix& x,
                           const std::vector<Index>& begins, const RowMajorMatrix& expected,
-                          const CacheContents<T>& once, const std::string& what) {
+                          const CacheContents& once, const std::string& what) {
     Context context(kernels());
     LatentKVCache<T> cache(layer.config());
     RowMajorMatrix actual(x.rows(), x.cols());
@@ -42,7 +42,7 @@ class Equivalence : public EveryIsaAndMode {
     Context context(kernels());
     LatentKVCache<T> cache(config);
     const RowMajorMatrix expected = run(layer, x, cache, context, options());
-    const CacheContents<T> once(cache);
+    const CacheContents once(cache);
     const auto expect_equal = [&](const std::vector<Index>& begins, const std::string& what) {
       expect_parts_equal<T>(layer, x, begins, expected, once, what);
     };
@@ -88,7 +88,8 @@ TEST_P(Equivalence, ChunksAndThreadsEqualOneCallAcrossAThousandKeys) {
   const CacheContents once(cache);
   for (const std::vector<Index>& begins : std::vector<std::vector<Index>>{
            {0, 1023, 1025, 2047, 2049}, {0, 1024, 2048}, {0, 1, 1000, 1030, 1031, 2040, 2041}})
-    expect_parts_equal(layer, x, begins, expected, once, "from " + std::to_string(begins[1]));
+    expect_parts_equal<float>(layer, x, begins, expected, once,
+                              "from " + std::to_string(begins[1]));
   for (Index threads : {2, 3, 7})
     for (Index tokens : {1, 8, 40}) {
       ThreadExecutor executor(threads);
@@ -125,7 +126,7 @@ TEST_P(Equivalence, ARaggedBatchEqualsItsSequencesAlone) {
     run(layer, history, batched.emplace_back(layer.config()), context, options());
     run(layer, history, alone.emplace_back(layer.config()), context, options());
   }
-  std::vector<Sequence<float>> batch;
+  std::vector<Sequence> batch;
   for (std::size_t s = 0; s < std::size(past); ++s) batch.push_back({&batched[s], tokens[s]});
   const RowMajorMatrix x = layer.input(139);
   RowMajorMatrix out(139, x.cols());
@@ -197,11 +198,20 @@ TEST_P(Equivalence, AUsedContextEqualsAFreshOne) {
                         run_fresh<float>(layer, x, fresh, options())));
 }
 
+// Of an instruction set's own kernels, supported here or not: bfloat16 is what they may round.
+AttentionSpeed speed_of(simd::Isa isa, WeightFormat weights, CacheFormat cache) {
+  const auto rounds = [isa](bool bf16) {
+    return bf16 ? simd::arithmetic_of(isa) : Arithmetic::float32;
+  };
+  return attention_speed(isa, rounds(weights == WeightFormat::bfloat16),
+                         rounds(cache == CacheFormat::bfloat16), cache);
+}
+
 TEST(AutomaticMode, ABatchOfPrefillAndDecodeEqualsItsSequencesAlone) {
   TestLayer layer(small_config());
   const Index past[] = {200, 0, 300, 100, 0}, tokens[] = {1, 100, 1, 0, 65};
   for (simd::Isa isa : supported_isas()) {
-    const AttentionSpeed speed = attention_speed(isa, DType::float32, DType::float32);
+    const AttentionSpeed speed = speed_of(isa, WeightFormat::float32, CacheFormat::float32);
     ASSERT_EQ(choose_mode(layer.config(), 0, 100, speed), Mode::decompressed);
     ASSERT_EQ(choose_mode(layer.config(), 200, 1, speed), Mode::absorbed);
     Context context(simd::kernels_for(isa));
@@ -211,7 +221,7 @@ TEST(AutomaticMode, ABatchOfPrefillAndDecodeEqualsItsSequencesAlone) {
       run(layer, history, batched.emplace_back(layer.config()), context);
       run(layer, history, alone.emplace_back(layer.config()), context);
     }
-    std::vector<Sequence<float>> batch;
+    std::vector<Sequence> batch;
     for (std::size_t s = 0; s < std::size(past); ++s) batch.push_back({&batched[s], tokens[s]});
     const RowMajorMatrix x = layer.input(167);
     RowMajorMatrix out(167, x.cols());
@@ -232,8 +242,9 @@ TEST(AutomaticMode, DecodesAbsorbedAndPrefillsLongPromptsDecompressed) {
   for (const auto& config : {AttentionConfig::deepseek_v3(), AttentionConfig::deepseek_v2_lite(),
                              AttentionConfig::kimi_k2()})
     for (simd::Isa isa : simd::kAllIsas)
-      for (DType cache : {DType::float32, DType::bfloat16, DType::float16}) {
-        const AttentionSpeed speed = attention_speed(isa, DType::bfloat16, cache);
+      for (CacheFormat cache :
+           {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16}) {
+        const AttentionSpeed speed = speed_of(isa, WeightFormat::bfloat16, cache);
         for (Index past : {100, 4000, 100'000})
           EXPECT_EQ(choose_mode(config, past, 1, speed), Mode::absorbed) << past;
         EXPECT_EQ(choose_mode(config, 0, 4096, speed), Mode::decompressed);
@@ -243,16 +254,17 @@ TEST(AutomaticMode, DecodesAbsorbedAndPrefillsLongPromptsDecompressed) {
 // Fast products make what is not a product count.
 TEST(AutomaticMode, DependsOnTheSpeedOfTheKernels) {
   const AttentionConfig config = AttentionConfig::deepseek_v3();
-  const auto mode = [&](simd::Isa isa, DType cache) {
-    return choose_mode(config, 192, 64, attention_speed(isa, DType::bfloat16, cache));
+  const auto mode = [&](simd::Isa isa, CacheFormat cache) {
+    return choose_mode(config, 192, 64, speed_of(isa, WeightFormat::bfloat16, cache));
   };
-  EXPECT_EQ(mode(simd::Isa::avx512, DType::bfloat16), Mode::absorbed);
-  EXPECT_EQ(mode(simd::Isa::amx, DType::bfloat16), Mode::decompressed);
+  EXPECT_EQ(mode(simd::Isa::avx512, CacheFormat::bfloat16), Mode::absorbed);
+  EXPECT_EQ(mode(simd::Isa::amx, CacheFormat::bfloat16), Mode::decompressed);
 }
 
 TEST(AutomaticMode, TakesEachQueryForItselfWhereRotaryKeysAreNotShared) {
   AttentionConfig config = AttentionConfig::deepseek_v3();
-  const AttentionSpeed speed = attention_speed(simd::Isa::avx512, DType::bfloat16, DType::bfloat16);
+  const AttentionSpeed speed =
+      speed_of(simd::Isa::avx512, WeightFormat::bfloat16, CacheFormat::bfloat16);
   EXPECT_EQ(choose_mode(config, 900, 100, speed), Mode::absorbed);
   config.rope_key_per_head = true;
   EXPECT_EQ(choose_mode(config, 900, 100, speed), Mode::decompressed);
@@ -260,17 +272,17 @@ TEST(AutomaticMode, TakesEachQueryForItselfWhereRotaryKeysAreNotShared) {
 }
 
 TEST(AutomaticMode, KnowsWeightsAndCachesThatAreNotOfBFloat16) {
-  const auto speed = [](DType weights, DType cache) {
-    return attention_speed(simd::Isa::amx, weights, cache);
+  const auto speed = [](WeightFormat weights, CacheFormat cache) {
+    return speed_of(simd::Isa::amx, weights, cache);
   };
-  const AttentionSpeed amx = attention_speed(simd::Isa::amx);
-  const AttentionSpeed avx512 = attention_speed(simd::Isa::avx512);
-  const AttentionSpeed weights = speed(DType::bfloat16, DType::float16);
+  const AttentionSpeed amx = attention_speed(simd::Isa::amx, Arithmetic::bfloat16);
+  const AttentionSpeed avx512 = attention_speed(simd::Isa::avx512, Arithmetic::float32);
+  const AttentionSpeed weights = speed(WeightFormat::bfloat16, CacheFormat::float16);
   EXPECT_EQ(weights.decompress, amx.decompress);
   EXPECT_EQ(weights.attend_latents, avx512.attend_latents);
   EXPECT_EQ(weights.pack, avx512.pack);
-  EXPECT_GT(speed(DType::bfloat16, DType::float32).pack, 1e9);  // read where it is
-  const AttentionSpeed cache = speed(DType::float32, DType::bfloat16);
+  EXPECT_GT(speed(WeightFormat::bfloat16, CacheFormat::float32).pack, 1e9);  // read where it is
+  const AttentionSpeed cache = speed(WeightFormat::float32, CacheFormat::bfloat16);
   EXPECT_EQ(cache.decompress, avx512.decompress);
   EXPECT_EQ(cache.attend_latents, amx.attend_latents);
 }

@@ -54,8 +54,7 @@ TEST_P(Forward, NoTokensAtAllIsACallThatDoesNothing) {
   EXPECT_EQ(empty.size(), 0);
   EXPECT_EQ(CacheContents(used), before);
   RowMajorMatrix out(0, 150);
-  layer.layer.forward(RowMajorMatrix(0, 150), std::vector<Sequence<float>>(), out, context,
-                      options());
+  layer.layer.forward(RowMajorMatrix(0, 150), std::vector<Sequence>(), out, context, options());
 }
 
 TEST_P(Forward, WithItsOwnMemoryGivesTheSame) {

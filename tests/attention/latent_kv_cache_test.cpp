@@ -20,7 +20,7 @@ namespace {
 template <class T>
 void append(LatentKVCache<T>& cache, const std::vector<Index>& positions, Random& random) {
   const auto rows =
-      random_matrix(static_cast<Index>(positions.size()), cache.rows().row_width(), random);
+      random_matrix(static_cast<Index>(positions.size()), cache.layout().width(), random);
   cache.append({rows.data(), rows.rows(), rows.cols()}, positions);
 }
 
@@ -31,7 +31,7 @@ TYPED_TEST_SUITE(LatentKVCacheOf, CacheTypes, TypeNames);
 TYPED_TEST(LatentKVCacheOf, KeepsRowsRoundedToItsElementType) {
   LatentKVCache<TypeParam> cache(small_config());
   Random random(1);
-  const auto rows = random_matrix(130, cache.rows().row_width(), random);
+  const auto rows = random_matrix(130, cache.layout().width(), random);
   cache.append({rows.data(), 130, rows.cols()}, consecutive(0, 130));
   ASSERT_EQ(cache.size(), 130);
   for (Index i = 0; i < 130; ++i)
@@ -102,7 +102,7 @@ TYPED_TEST(LatentKVCacheOf, ABadAppendLeavesItAsItWas) {
   append(cache, {0, 1, 10}, random);
   const CacheContents before(cache);
   const std::vector<float> memory(1000);
-  const Index width = cache.rows().row_width();
+  const Index width = cache.layout().width();
   const auto bad = [&](Index rows, Index cols, std::vector<Index> positions) {
     return [&, rows, cols, positions] { cache.append({memory.data(), rows, cols}, positions); };
   };
@@ -120,7 +120,7 @@ TEST(LatentKVCache, RefusesNegativePositionsFromTheStart) {
   LatentKVCache<float> cache(small_config());
   const std::vector<float> row(46);
   const Index position[] = {-1};
-  EXPECT_TRUE(refuses([&] { cache.append({row.data(), 1, 46}, position); }, {"rise", "-1"}));
+  EXPECT_TRUE(refuses([&] { cache.append({row.data(), 1, 46}, position); }, {"negative", "-1"}));
 }
 
 TEST(LatentKVCache, ContinuesAfterTheLastPositionNotAfterTheSize) {

@@ -6,9 +6,12 @@
 #include <numbers>
 #include <vector>
 
-#include "mla/attention/causal_attention.hpp"
-#include "mla/attention/linear.hpp"
-#include "mla/attention/rms_norm.hpp"
+#include "mla/attention/absorbed_attention.hpp"
+#include "mla/attention/decompressed_attention.hpp"
+#include "mla/attention/latent_kv_cache.hpp"
+#include "mla/attention/merge_attention.hpp"
+#include "mla/ops/linear.hpp"
+#include "mla/ops/rms_norm.hpp"
 #include "support/compare.hpp"
 #include "support/executors.hpp"
 #include "support/isas.hpp"
@@ -40,7 +43,7 @@ void expect_linear(Index tokens, Index in, Index out_features, Context& context)
       const double shift =
           static_cast<double>(static_cast<float>(bias[static_cast<std::size_t>(o)]));
       // One more rounding for the bias.
-      const double bound = dot.bound_of(precision_for<T>(context.kernels())) +
+      const double bound = dot.bound_of(arithmetic_for<T>(context.kernels())) +
                            0x1p-24 * (std::abs(dot.value) + std::abs(shift));
       ASSERT_NEAR(out.at(t, o), dot.value + shift, bound) << in << " " << out_features;
     }
@@ -183,7 +186,7 @@ TEST(CachedTokens, SeeTheKeysBeforeThemAndThemselves) {
   const Index positions[] = {0, 1, 2, 3, 4};
   cache.append({rows.data(), 5, 6}, positions);
   const auto visible = [&](Index tokens, Index uncached) {
-    const CachedTokens<float> share = {&cache, 0, tokens, uncached};
+    const CachedTokens share = {&cache, 0, tokens, uncached};
     std::vector<Index> keys;
     for (Index i = 0; i < tokens; ++i) keys.push_back(share.visible(i));
     return keys;

@@ -122,7 +122,7 @@ TEST_P(Padding, APaddedBatchEqualsItsSequencesWithoutPadding) {
   }
   RowMajorMatrix x = layer.input(4 * kWidth);
   Mask mask(4 * kWidth, 1);
-  std::vector<Sequence<float>> batch;
+  std::vector<Sequence> batch;
   for (std::size_t s = 0; s < 4; ++s) {
     std::fill_n(mask.begin() + static_cast<Index>(s) * kWidth, kWidth - real[s], std::uint8_t{0});
     batch.push_back({&caches[s], kWidth});

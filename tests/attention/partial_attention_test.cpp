@@ -8,7 +8,9 @@
 #include <utility>
 #include <vector>
 
-#include "mla/attention/causal_attention.hpp"
+#include "mla/attention/absorbed_attention.hpp"
+#include "mla/attention/decompressed_attention.hpp"
+#include "mla/attention/merge_attention.hpp"
 #include "support/compare.hpp"
 #include "support/executors.hpp"
 #include "support/kernel_oracle.hpp"
@@ -82,14 +84,14 @@ class SplitAttention {
   }
 
   /// The call: all queries, whose shares of caches are `batch`.
-  void run(const std::vector<CachedTokens<T>>& batch, Context& context, MatrixView<float> values,
+  void run(const std::vector<CachedTokens>& batch, Context& context, MatrixView<float> values,
            MatrixView<float> log_sum_exp) const {
     const LatentDecompression decompression(config_, weights_);
     if (mode_ == Mode::absorbed)
-      AbsorbedAttention<T>(config_, scale())
+      AbsorbedAttention(config_, scale())
           .forward(batch, view(queries_), values, context, log_sum_exp);
     else
-      DecompressedAttention<T>(config_, scale(), decompression)
+      DecompressedAttention(config_, scale(), decompression)
           .forward(batch, view(queries_), values, context, log_sum_exp);
   }
 
@@ -117,16 +119,16 @@ class SplitAttention {
       return row[static_cast<std::size_t>(k * (width + values) + i)];
     };
     const auto query = [&](Index i) { return static_cast<double>(queries_(t, h * width + i)); };
-    const simd::Precision precision =
-        absorbed() && config_.rope_key_per_head ? Precision::float32 : precision_for<T>(kernels);
+    const simd::Arithmetic arithmetic =
+        absorbed() && config_.rope_key_per_head ? Arithmetic::float32 : arithmetic_for<T>(kernels);
     ExpectedAttention attention = expected_attention(
         {visible, width, values}, scale(), query, [&](Index k, Index i) { return at(k, i).value; },
-        [&](Index k, Index c) { return at(k, width + c).value; }, precision);
+        [&](Index k, Index c) { return at(k, width + c).value; }, arithmetic);
     if (absorbed()) return attention;
 
     // Decompressed keys and values have errors of their own, and are rounded once more where the
     // products are of bfloat16.
-    const double rounding = precision == Precision::bfloat16 ? 0x1p-9 : 0.0;
+    const double rounding = arithmetic == Arithmetic::bfloat16 ? 0x1p-9 : 0.0;
     double logit_error = 0.0, value_error = 0.0, largest = 0.0;
     for (Index k = 0; k < visible; ++k) {
       double error = 0.0;
@@ -197,7 +199,7 @@ class PartialAttention : public EveryIsaAndMode {
       for (Index h = 0; h < split.heads(); ++h) {
         const auto expected = split.expected(t, h, first, end, kernels());
         const double log_sum_exp = static_cast<double>(part.log_sum_exp(t, h));
-        const std::string what = std::string(name_of(kDTypeOf<T>)) + ", keys " +
+        const std::string what = std::string(name_of(kCacheFormatOf<T>)) + ", keys " +
                                  std::to_string(first) + " to " + std::to_string(end) + ", token " +
                                  std::to_string(t) + ", head " + std::to_string(h);
         if (expected.log_sum_exp == -std::numeric_limits<double>::infinity()) {
@@ -241,16 +243,16 @@ class PartialAttention : public EveryIsaAndMode {
                              2.0 * 2e-7 +
                              8.0 * std::sqrt(static_cast<double>(split.keys())) * 0x1p-24;
     // Weights are rounded to bfloat16 relative to another maximum.
-    const bool rounds = precision_for<T>(kernels()) == Precision::bfloat16;
+    const bool rounds = arithmetic_for<T>(kernels()) == Arithmetic::bfloat16;
     const double error = (2.0 * log_error + (rounds ? 2.0 * 0x1p-9 : 0.0)) * split.largest_value();
     const auto difference = [](const RowMajorMatrix& a, const RowMajorMatrix& b) {
       return (a.cast<double>() - b.cast<double>()).cwiseAbs().maxCoeff();
     };
     ASSERT_FALSE(merged.values.hasNaN());
     EXPECT_LE(difference(merged.values, whole.values), error)
-        << name_of(kDTypeOf<T>) << " cut at " << cuts[0];
+        << name_of(kCacheFormatOf<T>) << " cut at " << cuts[0];
     EXPECT_LE(difference(merged.log_sum_exp, whole.log_sum_exp), log_error)
-        << name_of(kDTypeOf<T>) << " cut at " << cuts[0];
+        << name_of(kCacheFormatOf<T>) << " cut at " << cuts[0];
   }
 
   template <StorageElement T>

@@ -20,23 +20,23 @@ MLA_FOR_EVERY_ISA(WeightPrecision);
 // The reference reads the same rounded weights, so 16-bit storage costs nothing beyond rounding
 // them, and the tolerance is that of float32.
 TEST_P(WeightPrecision, WeightsOfEveryTypeKeepTheToleranceOfFloat32) {
-  const WeightOptions every[] = {{.dtype = DType::float32},
-                                 {.dtype = DType::bfloat16, .biases = true},
-                                 {.dtype = DType::float16},
-                                 {.mixed_dtypes = true, .biases = true},
-                                 {.mixed_dtypes = true, .split = true}};
+  const WeightOptions every[] = {{.format = WeightFormat::float32},
+                                 {.format = WeightFormat::bfloat16, .biases = true},
+                                 {.format = WeightFormat::float16},
+                                 {.mixed_formats = true, .biases = true},
+                                 {.mixed_formats = true, .split = true}};
   for (const AttentionConfig& config : {small_config(), make_config(65, 3, 33, 127, 17, 16, 65)})
     for (const WeightOptions& options : every) {
       TestLayer layer(config, options);
       const RowMajorMatrix x = layer.input(130);
       const DoubleMatrix expected = reference_output(layer, x, consecutive(0, 130));
       Context context(kernels());
-      const bool rounds = simd::precision_of(kernels().isa) == Precision::bfloat16 &&
-                          (options.dtype == DType::bfloat16 || options.mixed_dtypes);
+      const bool rounds = simd::arithmetic_of(kernels().isa) == Arithmetic::bfloat16 &&
+                          (options.format == WeightFormat::bfloat16 || options.mixed_formats);
       const double tolerance = rounds ? kBFloat16Tolerance : kFloat32Tolerance;
       for (Mode mode : {Mode::absorbed, Mode::decompressed})
         EXPECT_TRUE(close(run_fresh<float>(layer, x, context, {.mode = mode}), expected, tolerance))
-            << name_of(options.dtype) << " mixed " << options.mixed_dtypes;
+            << name_of(options.format) << " mixed " << options.mixed_formats;
     }
 }
 
@@ -114,11 +114,11 @@ class CachePrecision : public EveryIsa {
       Context context(kernels());
       LatentKVCache<T> cache(layer.config());
       const RowMajorMatrix out = run(layer, x, cache, context, {.mode = mode});
-      const bool rounds = precision_for<T>(kernels()) == Precision::bfloat16;
+      const bool rounds = arithmetic_for<T>(kernels()) == Arithmetic::bfloat16;
       EXPECT_TRUE(close(out, attention_over_cached_rows(layer, x, cache),
                         rounds ? kBFloat16Tolerance : kFloat32Tolerance))
-          << name_of(kDTypeOf<T>);
-      EXPECT_TRUE(close(out, exact, bound)) << name_of(kDTypeOf<T>);
+          << name_of(kWeightFormatOf<T>);
+      EXPECT_TRUE(close(out, exact, bound)) << name_of(kWeightFormatOf<T>);
       EXPECT_GT(relative_error(out, exact), bound / 10.0) << "the bound says nothing";
     }
   }

@@ -47,7 +47,7 @@ struct Case {
   std::uint64_t seed = 0;
   AttentionConfig config;
   WeightOptions weights;
-  DType cache = DType::float32;
+  CacheFormat cache = CacheFormat::float32;
   simd::Isa isa = simd::Isa::scalar;
   Index tokens = 1;
   Index first_position = 0;
@@ -58,7 +58,7 @@ struct Case {
 
 std::ostream& operator<<(std::ostream& text, const Case& c) {
   return text << describe(c.config) << " weights "
-              << (c.weights.mixed_dtypes ? "mixed" : name_of(c.weights.dtype)) << " split "
+              << (c.weights.mixed_formats ? "mixed" : name_of(c.weights.format)) << " split "
               << c.weights.split << " biases " << c.weights.biases << " cache " << name_of(c.cache)
               << " isa " << simd::name_of(c.isa) << " tokens " << c.tokens << " first_position "
               << c.first_position << " largest_gap " << c.largest_gap << " threads " << c.threads
@@ -119,11 +119,13 @@ Case random_case(std::uint64_t seed) {
   Case c;
   c.seed = seed;
   c.config = random_config(random);
-  c.weights.mixed_dtypes = random.chance(0.5);
-  c.weights.dtype = random.one_of({DType::float32, DType::bfloat16, DType::float16});
+  c.weights.mixed_formats = random.chance(0.5);
+  c.weights.format =
+      random.one_of({WeightFormat::float32, WeightFormat::bfloat16, WeightFormat::float16});
   c.weights.split = random.chance(0.3);
   c.weights.biases = !c.weights.split && random.chance(0.3);
-  c.cache = random.one_of({DType::float32, DType::float32, DType::bfloat16, DType::float16});
+  c.cache = random.one_of(
+      {CacheFormat::float32, CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16});
   c.isa = supported_isas()[seed % supported_isas().size()];  // in turn
   c.tokens = random.chance(0.1) ? random.integer(129, 330) : random.integer(1, 70);
   if (random.chance(0.01)) {  // more than a part of 1024 keys
@@ -173,7 +175,7 @@ class RandomLayer {
         threads_(c.threads) {}
 
   AssertionResult keeps_all_promises() {
-    std::vector<CacheContents<T>> contents;
+    std::vector<CacheContents> contents;
     for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
       mode_ = mode;
       LatentKVCache<T> cache(case_.config);
@@ -211,7 +213,7 @@ class RandomLayer {
     Tokens real = {RowMajorMatrix(cache.size(), prompt_.x.cols()), {}, {}};  // without padding
     RowMajorMatrix real_out = real.x;
     DoubleMatrix expected = real.x.cast<double>();
-    DoubleMatrix rows(cache.size(), cache.rows().row_width()), expected_rows = rows;
+    DoubleMatrix rows(cache.size(), cache.layout().width()), expected_rows = rows;
     for (Index t = 0, i = 0; t < prompt_.size(); ++t) {
       if (!prompt_.mask[static_cast<std::size_t>(t)]) {
         if (!out.row(t).isZero(0.0f)) return AssertionFailure() << "padding " << t << " is not 0";
@@ -323,7 +325,7 @@ class RandomLayer {
         RowMajorMatrix::Constant(rows, x.cols(), std::numeric_limits<float>::quiet_NaN());
     std::vector<Index> positions;
     std::vector<std::uint8_t> mask;
-    std::vector<Sequence<T>> batch;
+    std::vector<Sequence> batch;
     for (const auto& [cache, tokens] : sequences) {
       x.middleRows(std::ssize(positions), tokens.size()) = tokens.x;
       positions.insert(positions.end(), tokens.positions.begin(), tokens.positions.end());
@@ -388,9 +390,9 @@ class RandomLayer {
 
   // Whether products with weights or the cache are taken with numbers rounded to bfloat16.
   bool rounds() const noexcept {
-    return simd::precision_of(case_.isa) == Precision::bfloat16 &&
-           (case_.cache == DType::bfloat16 || case_.weights.mixed_dtypes ||
-            case_.weights.dtype == DType::bfloat16);
+    return simd::arithmetic_of(case_.isa) == Arithmetic::bfloat16 &&
+           (case_.cache == CacheFormat::bfloat16 || case_.weights.mixed_formats ||
+            case_.weights.format == WeightFormat::bfloat16);
   }
 
   Case case_;
@@ -405,13 +407,14 @@ class RandomLayer {
 AssertionResult keeps_all_promises(const Case& c) {
   try {
     switch (c.cache) {
-      case DType::bfloat16:
-        return RandomLayer<bfloat16>(c).keeps_all_promises();
-      case DType::float16:
-        return RandomLayer<float16>(c).keeps_all_promises();
-      default:
+      case CacheFormat::float32:
         return RandomLayer<float>(c).keeps_all_promises();
+      case CacheFormat::bfloat16:
+        return RandomLayer<bfloat16>(c).keeps_all_promises();
+      case CacheFormat::float16:
+        return RandomLayer<float16>(c).keeps_all_promises();
     }
+    __builtin_unreachable();
   } catch (const std::exception& error) {
     return AssertionFailure() << "threw " << error.what();
   }
@@ -435,7 +438,7 @@ std::vector<Case> simpler_cases(const Case& c) {
   add([](Case& s) { s.first_position = 0; });
   add([](Case& s) { s.largest_gap = 1; });
   add([](Case& s) { s.isa = simd::Isa::scalar; });
-  add([](Case& s) { s.cache = DType::float32; });
+  add([](Case& s) { s.cache = CacheFormat::float32; });
   add([](Case& s) { s.weights = {}; });
   add([](Case& s) { s.config.rope_scaling = {}; });
   add([](Case& s) { s.config.rope_theta = 10000.0; });

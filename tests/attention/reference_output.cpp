@@ -9,7 +9,7 @@ namespace {
 
 template <class Scalar>
 ReferenceResult result(const TestLayer& layer, const RowMajorMatrix& x,
-                       std::span<const Index> positions, std::span<const std::uint8_t> mask) {
+                       std::span<const Index> positions, const reference::Mask& mask) {
   const reference::Result<Scalar> r = reference::forward<Scalar>(
       layer.config(), layer.weights.views(), x.cast<Scalar>(), positions, mask);
   DoubleMatrix rows(x.rows(), layer.config().cache_row_width());
@@ -22,19 +22,25 @@ ReferenceResult result(const TestLayer& layer, const RowMajorMatrix& x,
 ReferenceResult reference_result(const TestLayer& layer, const RowMajorMatrix& x,
                                  std::span<const Index> positions,
                                  std::span<const std::uint8_t> mask) {
-  return result<double>(layer, x, positions, mask);
+  return result<double>(layer, x, positions, {.keep = mask});
 }
 
 ReferenceResult reference_result_in_float(const TestLayer& layer, const RowMajorMatrix& x,
                                           std::span<const Index> positions,
                                           std::span<const std::uint8_t> mask) {
-  return result<float>(layer, x, positions, mask);
+  return result<float>(layer, x, positions, {.keep = mask});
 }
 
 DoubleMatrix reference_output(const TestLayer& layer, const RowMajorMatrix& x,
                               std::span<const Index> positions,
                               std::span<const std::uint8_t> mask) {
   return reference_result(layer, x, positions, mask).output;
+}
+
+DoubleMatrix reference_output_of_selection(const TestLayer& layer, const RowMajorMatrix& x,
+                                           std::span<const Index> positions,
+                                           MatrixView<const std::uint8_t> selected) {
+  return result<double>(layer, x, positions, {.selected = selected}).output;
 }
 
 DoubleMatrix reference_output_over(const TestLayer& layer, const RowMajorMatrix& x,

@@ -1,4 +1,4 @@
-#include "mla/attention/rope.hpp"
+#include "mla/ops/rope.hpp"
 
 #include <gtest/gtest.h>
 

@@ -55,7 +55,7 @@ void expect_near_reference(const GroupedQueryConfig& config, Index tokens) {
     RowMajorMatrix out(tokens, config.hidden_size);
     attention.forward(x, cache, out, context, positions);
     EXPECT_LT(test::relative_error(out, expected), kTolerance<T>)
-        << name_of(kernels->isa) << " " << name_of(kDTypeOf<T>) << ", " << tokens << " tokens, "
+        << name_of(kernels->isa) << " " << name_of(cache.format()) << ", " << tokens << " tokens, "
         << config.num_key_value_heads << " K/V heads";
     EXPECT_EQ(cache.size(), tokens);
   }
@@ -317,9 +317,11 @@ TEST(GroupedQueryAttention, ACallThatThrowsLeavesTheCacheAsItWas) {
   };
   expect_has(error_with(2, hidden + 1, 2, {}), "x must have hidden_size 52 columns, got 53");
   expect_has(error_with(2, hidden, 3, {}), "out must have shape [2, 52], got [3, 52]");
-  expect_has(error_with(2, hidden, 2, {50}), "position_ids must have 2 elements, one a token");
-  expect_has(error_with(2, hidden, 2, {39, 40}), "position_ids must rise: got 39 after 39");
-  expect_has(error_with(2, hidden, 2, {41, 41}), "position_ids must rise: got 41 after 41");
+  expect_has(error_with(2, hidden, 2, {50}), "position_ids must have 2 elements, one per token");
+  expect_has(error_with(2, hidden, 2, {39, 40}),
+             "position_ids must rise: token 0 of sequence 0 has position 39 after 39");
+  expect_has(error_with(2, hidden, 2, {41, 41}),
+             "position_ids must rise: token 1 of sequence 0 has position 41 after 41");
   KeyValueCache<bfloat16> narrow(small_config(4));
   expect_has(error_of([&] { attention.forward(x, narrow); }),
              "the cache has 4 K/V heads of 34 + 18 elements (key + value), this layer needs 2");

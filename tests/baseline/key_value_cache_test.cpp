@@ -69,13 +69,14 @@ TYPED_TEST(KeyValueCacheOf, GivesKernelsTheSameKeysAndValues) {
   KeyValueCache<TypeParam> cache(kConfig);
   tokens.append_to(cache, 0, 70);
   for (Index h = 0; h < 3; ++h) {
-    const simd::KeyValueRows<TypeParam> rows = cache.head(h, 66);
+    const simd::KeyValueRows rows = cache.head(h, 66);
+    EXPECT_EQ(rows.layout, cache.head_row());
     EXPECT_EQ(rows.count, 66);
     EXPECT_EQ(rows.key_width + rows.tail_width, 6);
     EXPECT_EQ(rows.value_width, 5);
     EXPECT_EQ(rows.page_rows % simd::kTileKeys, 0);
     for (Index i = 0; i < rows.count; ++i) {
-      const TypeParam* row = rows.pages[i / rows.page_rows] + i % rows.page_rows * rows.row_stride;
+      const auto* row = reinterpret_cast<const TypeParam*>(rows.row_of(i));
       EXPECT_EQ(row + rows.key_offset, cache.key(i, h));
       EXPECT_EQ(row + rows.value_offset, cache.value(i, h));
     }

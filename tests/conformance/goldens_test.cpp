@@ -36,11 +36,11 @@ TEST_P(Golden, HoldsOnEveryIsaInBothModesForAllElementTypes) {
   EXPECT_EQ(file.name(), GetParam());
   const bool large = file.name() == "v3_real";  // once, and on the weakest kernels
   for (const simd::Isa isa : supported_isas())
-    for (const DType weights : {DType::float32, DType::bfloat16})
-      for (const DType cache : {DType::float32, DType::bfloat16, DType::float16}) {
+    for (const auto weights : {WeightFormat::float32, WeightFormat::bfloat16})
+      for (const auto cache : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16}) {
         // Its weights are bfloat16 as they are.
-        if (large && weights == DType::bfloat16) continue;
-        if (large && isa != simd::best_isa() && cache != DType::float32) continue;
+        if (large && weights == WeightFormat::bfloat16) continue;
+        if (large && isa != simd::best_isa() && cache != CacheFormat::float32) continue;
         expect_pass(file, {.weights = weights, .cache = cache, .kernels = &simd::kernels_for(isa)});
       }
 }
@@ -84,7 +84,7 @@ TEST(Goldens, RopePairChecksBothOrders) {
 // that all of it is rounding.
 TEST(Goldens, RoundedWeightsAreHeldToTheSameWeightsInDouble) {
   const CaseFile file(golden_path("nasty_logits"));
-  for (const Report& report : run_case(file, {.weights = DType::bfloat16})) {
+  for (const Report& report : run_case(file, {.weights = WeightFormat::bfloat16})) {
     ASSERT_EQ(report.checks[3].name, "same_weights.output");
     EXPECT_GT(report.checks[0].relative(), 1e-3);
     EXPECT_EQ(report.checks[3].tolerance, kFloat32);

@@ -228,7 +228,7 @@ class RandomCase {
       };
       const auto exact =
           reference::forward<double>(config_, weights_, x.middleRows(first, tokens_).cast<double>(),
-                                     part(position_ids), part(mask));
+                                     part(position_ids), {.keep = part(mask)});
       output.middleRows(first, tokens_) = exact.output.cast<float>();
       latent.middleRows(first, tokens_) = exact.latent.cast<float>();
       k_pe.middleRows(first, tokens_) = exact.rope_key.cast<float>();

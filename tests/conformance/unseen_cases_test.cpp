@@ -28,9 +28,9 @@ void expect_pass(const EditableCase& made) {
       EXPECT_TRUE(report.passed()) << report.line() << "\n" << file.text("config");
   };
   for (const simd::Isa isa : test::supported_isas()) expect({.kernels = &simd::kernels_for(isa)});
-  expect({.weights = DType::bfloat16});
-  expect({.cache = DType::bfloat16});
-  expect({.weights = DType::bfloat16, .cache = DType::float16});
+  expect({.weights = WeightFormat::bfloat16});
+  expect({.cache = CacheFormat::bfloat16});
+  expect({.weights = WeightFormat::bfloat16, .cache = CacheFormat::float16});
 }
 
 TEST(UnseenCases, OfPublishedLayersPass) {
@@ -94,8 +94,8 @@ TEST(GeneratedTensors, TakeThePlaceOfStoredOnes) {
   const TemporaryDirectory directory;
   EXPECT_FALSE(made.tensors.contains("kv_proj.weight"));
   const CaseFile file(made.write(directory / "case.safetensors"));
-  EXPECT_EQ(file.tensor("kv_proj.weight").values.dtype, DType::bfloat16);
-  EXPECT_EQ(file.tensor("hidden_states").values.dtype, DType::float32);  // stored as well
+  EXPECT_EQ(file.tensor("kv_proj.weight").values.format, WeightFormat::bfloat16);
+  EXPECT_EQ(file.tensor("hidden_states").values.format, WeightFormat::float32);  // stored as well
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 
 #include "mla/core/executor.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/core/workspace.hpp"
 #include "support/counting_operator_new.hpp"
 #include "support/executors.hpp"
@@ -122,20 +123,17 @@ TEST(MatrixView, RangesShareTheMemoryAndKeepTheStride) {
   EXPECT_EQ(constant.stride, 6);
 }
 
-TEST(WeightView, IsVisitedWithItsOwnElementType) {
+TEST(WeightView, IsWidenedByItsOwnFormat) {
   const float f32[] = {1.0f, 2.0f};
   const bfloat16 bf16[] = {bfloat16(3.0f), bfloat16(4.0f)};
   const float16 f16[] = {float16(5.0f), float16(6.0f)};
-  const auto second = [](const WeightView& weight) {
-    return visit(weight, [](auto view) { return static_cast<float>(view(0, 1)); });
-  };
-  EXPECT_EQ(second({f32, 1, 2}), 2.0f);
-  EXPECT_EQ(second({bf16, 1, 2}), 4.0f);
-  EXPECT_EQ(second({f16, 1, 2}), 6.0f);
+  EXPECT_EQ(to_float_vector({f32, 1, 2}), (std::vector{1.0f, 2.0f}));
+  EXPECT_EQ(to_float_vector({bf16, 1, 2}), (std::vector{3.0f, 4.0f}));
+  EXPECT_EQ(to_float_vector({f16, 1, 2}), (std::vector{5.0f, 6.0f}));
   EXPECT_EQ(WeightView(bf16, 1, 2).bytes(), 4);
   EXPECT_EQ(WeightView(f32, 1, 2).bytes(), 8);
   EXPECT_FALSE(WeightView());
-  EXPECT_STREQ(name_of(DType::bfloat16), "bf16");
+  EXPECT_EQ(name_of(WeightFormat::bfloat16), "bf16");
 }
 
 TEST(SerialExecutor, RunsEveryTaskOnceInOrderAsWorkerZero) {

@@ -30,6 +30,59 @@ LatentKVCache<T> random_cache(const AttentionConfig& config, Index tokens, std::
   return cache;
 }
 
+AttentionConfig snapshot_config() {
+  AttentionConfig config = make_config(8, 3, 4, 6, 2, 4, 2);
+  config.rope_scaling = short_yarn(1.0, 0.707);
+  return config;
+}
+
+// `bytes` with the checksum that they should have.
+std::string sealed(std::string bytes) {
+  Crc32 crc;
+  crc.add(std::as_bytes(std::span(bytes)).first(bytes.size() - 4));
+  const std::uint32_t value = crc.value();
+  std::memcpy(bytes.data() + bytes.size() - 4, &value, 4);
+  return bytes;
+}
+
+// What version 1 wrote of a cache of snapshot_config(): its metadata as it was, and rows of numbers
+// of `dtype`, which it called `element`.
+template <StorageElement T>
+std::string version_1(const LatentKVCache<T>& cache, std::string_view dtype) {
+  const nlohmann::json metadata = {{"format", "mla latent cache"},
+                                   {"version", "1"},
+                                   {"label", "weights 1"},
+                                   {"element", name_of(cache.format())},
+                                   {"caches", "1"},
+                                   {"kv_lora_rank", "6"},
+                                   {"qk_rope_head_dim", "4"},
+                                   {"rope_keys", "1"},
+                                   {"kv_a_layernorm_eps", "1e-06"},
+                                   {"rope_theta", "10000"},
+                                   {"rope_interleave", "true"},
+                                   {"rope_scaling.type", "yarn"},
+                                   {"rope_scaling.factor", "40"},
+                                   {"rope_scaling.original_max_position_embeddings", "32"},
+                                   {"rope_scaling.beta_fast", "32"},
+                                   {"rope_scaling.beta_slow", "1"},
+                                   {"rope_scaling.mscale", "1"},
+                                   {"rope_scaling.mscale_all_dim", "0.707"}};
+  std::vector<T> rows;
+  for (Index i = 0; i < cache.size(); ++i) rows.insert(rows.end(), cache.row(i), cache.row(i) + 10);
+  const std::vector<std::int64_t> positions(cache.positions().begin(), cache.positions().end());
+  const std::string tensors =
+      SafetensorsWriter()
+          .add("caches.0.positions", "I64", {cache.size()}, positions)
+          .add("caches.0.rows", std::string(dtype), {cache.size(), 10}, rows)
+          .add("crc32", "U32", {1}, std::vector<std::uint32_t>(1))
+          .bytes();
+  std::uint64_t header_bytes = 0;
+  std::memcpy(&header_bytes, tensors.data(), 8);
+  return sealed(safetensors_bytes(
+      R"({"__metadata__":)" + metadata.dump() + "," + tensors.substr(9, header_bytes - 1),
+      tensors.substr(8 + header_bytes)));
+}
+
 template <class T>
 class CacheSnapshotOf : public ::testing::Test {};
 TYPED_TEST_SUITE(CacheSnapshotOf, CacheTypes, TypeNames);
@@ -83,6 +136,18 @@ TYPED_TEST(CacheSnapshotOf, RestoringUsesTheRoomThatIsReserved) {
   EXPECT_EQ(cache.bytes_allocated(), bytes);
 }
 
+TYPED_TEST(CacheSnapshotOf, AFileOfVersion1Restores) {
+  const TemporaryDirectory directory;
+  const auto dtype = name_of(mla::detail::safetensors_dtype_of<TypeParam>().value());
+  for (const Index tokens : {0, 1, 70}) {
+    const auto saved = random_cache<TypeParam>(snapshot_config(), tokens);
+    auto cache = random_cache<TypeParam>(snapshot_config(), 3, 7);
+    const auto path = write_file(directory / "cache", version_1(saved, dtype));
+    restore_snapshot(path, snapshot_config(), cache, "weights 1");
+    EXPECT_TRUE(CacheContents(cache) == CacheContents(saved)) << tokens;
+  }
+}
+
 // A snapshot of a few tokens, and a cache that must stay as it is.
 class CacheSnapshot : public ::testing::Test {
  protected:
@@ -92,8 +157,7 @@ class CacheSnapshot : public ::testing::Test {
   ::testing::AssertionResult refused(const std::vector<std::string>& parts) {
     return refused(config_, cache_, parts);
   }
-  template <StorageElement T>
-  ::testing::AssertionResult refused(const AttentionConfig& config, LatentKVCache<T>& cache,
+  ::testing::AssertionResult refused(const AttentionConfig& config, LatentCache& cache,
                                      std::vector<std::string> parts,
                                      std::string_view label = "weights 1") {
     parts.push_back(path_.string());
@@ -104,22 +168,11 @@ class CacheSnapshot : public ::testing::Test {
     return ::testing::AssertionFailure() << "the cache has changed";
   }
 
-  // Writes `bytes` with the checksum that they should have.
-  void write_sealed(std::string bytes) {
-    Crc32 crc;
-    crc.add(std::as_bytes(std::span(bytes)).first(bytes.size() - 4));
-    const std::uint32_t value = crc.value();
-    std::memcpy(bytes.data() + bytes.size() - 4, &value, 4);
-    write_file(path_, bytes);
-  }
+  void write_sealed(const std::string& bytes) { write_file(path_, sealed(bytes)); }
 
   TemporaryDirectory directory_;
   std::filesystem::path path_ = directory_ / "cache";
-  AttentionConfig config_ = [] {
-    AttentionConfig config = make_config(8, 3, 4, 6, 2, 4, 2);
-    config.rope_scaling = short_yarn(1.0, 0.707);
-    return config;
-  }();
+  AttentionConfig config_ = snapshot_config();
   LatentKVCache<bfloat16> saved_ = random_cache<bfloat16>(config_, 3);
   LatentKVCache<bfloat16> cache_ = random_cache<bfloat16>(config_, 2, 7);
 };
@@ -133,9 +186,12 @@ TEST_F(CacheSnapshot, IsASafetensorsFileThatSaysWhatItIs) {
   const SafetensorsFile file(path_);
   EXPECT_EQ(file.names(),
             (std::vector<std::string>{"caches.0.positions", "caches.0.rows", "crc32"}));
-  const auto rows = file.tensor("caches.0.rows").values<bfloat16>();
-  EXPECT_EQ(std::memcmp(rows.data(), saved_.row(0), rows.size_bytes()), 0);
-  EXPECT_EQ(file.metadata().at("version"), "1");
+  const SafetensorsTensor& rows = file.tensor("caches.0.rows");
+  EXPECT_EQ(rows.dtype, SafetensorsDType::uint8);
+  EXPECT_EQ(rows.shape, (std::vector<Index>{3, 20}));
+  EXPECT_EQ(std::memcmp(rows.bytes.data(), saved_.row(0), rows.bytes.size()), 0);
+  EXPECT_EQ(file.metadata().at("version"), "2");
+  EXPECT_EQ(file.metadata().at("cache_format"), "bf16");
   EXPECT_EQ(file.metadata().at("rope_scaling.mscale_all_dim"), "0.707");
   EXPECT_EQ(file.metadata().at("label"), "weights 1");
 }
@@ -178,11 +234,11 @@ TEST_F(CacheSnapshot, WhatTheRowsDoNotDependOnMayDiffer) {
   EXPECT_TRUE(CacheContents(cache_) == CacheContents(saved_));
 }
 
-TEST_F(CacheSnapshot, AnotherElementTypeOrLabelIsRefused) {
-  LatentKVCache<float16> half(config_);
-  EXPECT_TRUE(refused(config_, half, {"element is bf16 in the snapshot, but f16 here"}));
-  LatentKVCache<float> single(config_);
-  EXPECT_TRUE(refused(config_, single, {"element is bf16 in the snapshot, but f32 here"}));
+TEST_F(CacheSnapshot, AnotherFormatOrLabelIsRefused) {
+  LatentCache half(config_, CacheFormat::float16);
+  EXPECT_TRUE(refused(config_, half, {"cache_format is bf16 in the snapshot, but f16 here"}));
+  LatentCache single(config_);
+  EXPECT_TRUE(refused(config_, single, {"cache_format is bf16 in the snapshot, but f32 here"}));
   EXPECT_TRUE(refused(config_, cache_, {"label is weights 1 in the snapshot, but weights 2 here"},
                       "weights 2"));
 }
@@ -217,13 +273,23 @@ TEST_F(CacheSnapshot, AnyOtherLengthIsRefused) {
   EXPECT_TRUE(refused({}));
 }
 
+TEST_F(CacheSnapshot, AFileOfVersion1IsRefusedByItsOwnFields) {
+  LatentCache half(config_, CacheFormat::float16);
+  write_file(path_, version_1(saved_, "BF16"));
+  EXPECT_TRUE(refused(config_, half, {"element is bf16 in the snapshot, but f16 here"}));
+  LatentCache indexed(config_, CacheFormat::bfloat16, {.width = 5});
+  EXPECT_TRUE(refused(config_, indexed, {"index_key_width is missing"}));
+  write_file(path_, version_1(saved_, "F16"));
+  EXPECT_TRUE(refused({"caches.0.rows", "F16 [3, 10]", "expected BF16 [3, 10]"}));
+}
+
 TEST_F(CacheSnapshot, OtherVersionsAndOtherFilesAreRefused) {
   std::string bytes = read_file(path_);
-  const std::size_t version = bytes.find(R"("version":"1")");
+  const std::size_t version = bytes.find(R"("version":"2")");
   ASSERT_NE(version, bytes.npos);
-  bytes[version + 11] = '2';
+  bytes[version + 11] = '3';
   write_sealed(bytes);
-  EXPECT_TRUE(refused({"version is 2 in the snapshot, but 1 here"}));
+  EXPECT_TRUE(refused({"version is 3 in the snapshot, but 2 here"}));
   SafetensorsWriter().add<float>("a", "F32", {2}, {1.0f, 2.0f}).write(path_);
   EXPECT_TRUE(refused({"no snapshot", "format is missing"}));
   std::filesystem::remove(path_);
@@ -233,7 +299,7 @@ TEST_F(CacheSnapshot, OtherVersionsAndOtherFilesAreRefused) {
 // Such files have the right checksum: somebody made them.
 TEST_F(CacheSnapshot, AForgedFileIsRefusedByTheTensor) {
   const std::string good = read_file(path_);
-  const std::size_t data = good.size() - 4 - 3 * 10 * 2 - 3 * 8;
+  const std::size_t data = good.size() - 4 - 3 * 20 - 3 * 8;
   const auto forge_position = [&](std::size_t i, Index position) {
     std::string bytes = good;
     std::memcpy(bytes.data() + data + 8 * i, &position, 8);
@@ -254,10 +320,10 @@ TEST_F(CacheSnapshot, AForgedFileIsRefusedByTheTensor) {
   EXPECT_TRUE(refused({"caches.0.positions", "must rise"}));
   forge_position(2, kMaxPosition + 1);
   EXPECT_TRUE(refused({"caches.0.positions", "must rise up to"}));
-  forge_header("[3, 10]", "[10, 3]");
-  EXPECT_TRUE(refused({"caches.0.rows", "[10, 3]", "expected BF16 [3, 10]"}));
-  forge_header(R"("BF16")", R"("I16" )");
-  EXPECT_TRUE(refused({"caches.0.rows", "I16 [3, 10]", "expected BF16 [3, 10]"}));
+  forge_header("[3, 20]", "[20, 3]");
+  EXPECT_TRUE(refused({"caches.0.rows", "[20, 3]", "expected U8 [3, 20]"}));
+  forge_header(R"("U8")", R"("I8")");
+  EXPECT_TRUE(refused({"caches.0.rows", "I8 [3, 20]", "expected U8 [3, 20]"}));
   forge_header("caches.0.rows", "caches.1.rows");
   EXPECT_TRUE(refused({"caches.0.rows", "missing"}));
   forge_header(R"("rope_keys")", R"("rope_kyes")");
@@ -267,11 +333,68 @@ TEST_F(CacheSnapshot, AForgedFileIsRefusedByTheTensor) {
 TEST_F(CacheSnapshot, FieldsThatThisConfigurationDoesNotHaveAreRefused) {
   AttentionConfig plain = config_;
   plain.rope_scaling = {};
-  auto fields = mla::detail::snapshot_fields(plain, DType::bfloat16, 1, "weights 1");
+  auto fields = mla::detail::snapshot_fields(plain, saved_, 1, "weights 1");
   fields.emplace_back("mla_scale_kv_lora", "2");
-  const LatentKVCache<bfloat16>* const caches[] = {&saved_};
-  mla::detail::write_snapshot<bfloat16>(path_, fields, caches);
+  const LatentCache* const caches[] = {&saved_};
+  mla::detail::write_snapshot(path_, fields, caches);
   EXPECT_TRUE(refused(plain, cache_, {"mla_scale_kv_lora is 2 in the snapshot"}));
+}
+
+// Appends `tokens` random rows with index keys.
+void append_indexed(LatentCache& cache, Index tokens, Random& random) {
+  const RowMajorMatrix rows = random_matrix(tokens, cache.layout().width(), random);
+  const RowMajorMatrix keys = random_matrix(tokens, cache.index_keys()->layout().width(), random);
+  cache.append(view_of(rows), consecutive(cache.next_position(), tokens), simd::kernels(),
+               view_of(keys));
+}
+
+TEST_F(CacheSnapshot, IndexKeysAreSavedRestoredAndTruncatedWithTheRows) {
+  const IndexKeyFormat format = {.width = 5, .format = CacheFormat::float16};
+  for (const Index tokens : {1, 64, 130}) {
+    Random random(3);
+    LatentCache cache(config_, CacheFormat::bfloat16, format);
+    LatentCache restored(config_, CacheFormat::bfloat16, format);
+    append_indexed(cache, tokens, random);
+    append_indexed(restored, 7, random);  // what was there is gone
+    save_snapshot(path_, config_, cache);
+    const SafetensorsFile file(path_);
+    const SafetensorsTensor& keys = file.tensor("caches.0.index_keys");
+    EXPECT_EQ(keys.shape, (std::vector<Index>{tokens, 10}));
+    EXPECT_EQ(std::memcmp(keys.bytes.data(), cache.index_keys()->row(0), 10), 0);
+
+    restore_snapshot(path_, config_, restored);
+    ASSERT_EQ(restored.index_keys()->size(), tokens);
+    EXPECT_TRUE(CacheContents(restored) == CacheContents(cache));
+    for (LatentCache* each : {&cache, &restored}) {
+      each->truncate(tokens / 2);
+      EXPECT_EQ(each->rows().size(), tokens / 2);
+      EXPECT_EQ(each->index_keys()->size(), tokens / 2);
+      Random again(4);
+      append_indexed(*each, 70, again);
+    }
+    EXPECT_TRUE(CacheContents(restored) == CacheContents(cache));
+  }
+}
+
+TEST_F(CacheSnapshot, OtherIndexKeysAreRefusedByTheField) {
+  const auto cache_with = [&](const IndexKeyFormat& format) {
+    LatentCache cache(config_, CacheFormat::bfloat16, format);
+    Random random(3);
+    append_indexed(cache, 3, random);
+    return cache;
+  };
+  LatentCache keys = cache_with({.width = 5, .format = CacheFormat::float16});
+  EXPECT_TRUE(refused(config_, keys, {"index_key_width is missing"}));
+  save_snapshot(path_, config_, keys, "weights 1");
+  EXPECT_TRUE(refused({"index_key_", "in the snapshot, but is no field of this configuration"}));
+  LatentCache wider = cache_with({.width = 6, .format = CacheFormat::float16});
+  EXPECT_TRUE(refused(config_, wider, {"index_key_width is 5 in the snapshot, but 6 here"}));
+  LatentCache single = cache_with({.width = 5});
+  EXPECT_TRUE(refused(config_, single, {"index_key_format is f16 in the snapshot, but f32 here"}));
+  std::string bytes = read_file(path_);
+  const std::string name = "caches.0.index_keys";
+  write_sealed(bytes.replace(bytes.find(name), name.size(), "caches.1.index_keys"));
+  EXPECT_TRUE(refused(config_, keys, {name, "missing"}));
 }
 
 TEST_F(CacheSnapshot, ACacheOfAnotherConfigIsTheCallersMistake) {

@@ -83,7 +83,7 @@ TEST_F(CheckpointTest, WeightsOfThreeTypesAreViewsIntoTheFile) {
                .add<float16>("f16", "F16", {2}, {float16(1.0f), float16(2.0f)}));
   const WeightView f32 = checkpoint.matrix("f32", 2, 2);
   EXPECT_EQ(f32.data, checkpoint.tensor("f32").bytes.data());
-  EXPECT_EQ(f32.dtype, DType::float32);
+  EXPECT_EQ(f32.format, WeightFormat::float32);
   EXPECT_EQ(f32.as<float>()(1, 0), 3.0f);
   const WeightView bf16 = checkpoint.matrix("bf16", 1, 2);
   EXPECT_EQ(bf16.data, checkpoint.tensor("bf16").bytes.data());
@@ -147,7 +147,7 @@ TEST_F(CheckpointTest, Fp8IsDecodedWithScalesOfAllThreeTypes) {
                                          .add("c.weight_scale_inv", "F8_E8M0", {2, 3}, exponents));
   for (const char* name : {"a.weight", "b.weight", "c.weight"}) {
     const WeightView weight = checkpoint.matrix(name, kRows, kCols);
-    ASSERT_EQ(weight.dtype, DType::bfloat16);
+    ASSERT_EQ(weight.format, WeightFormat::bfloat16);
     for (Index r = 0; r < kRows; ++r) {
       for (Index c = 0; c < kCols; ++c) {
         // Powers of two times 4 bits of precision: exact.

@@ -44,7 +44,7 @@ TEST(TrainedModel, TheAttentionOfEveryLayerIsLoaded) {
       const AttentionWeights weights =
           load_attention_weights(checkpoint, self_attn(layer), config, false);
       EXPECT_NO_THROW(weights.validate(config));
-      EXPECT_EQ(weights.q_b_proj.dtype, DType::bfloat16);
+      EXPECT_EQ(weights.q_b_proj.format, WeightFormat::bfloat16);
     }
   }
 }

@@ -21,7 +21,7 @@ TEST(DecodeAllocation, ATokenAllocatesNothingFromTheSecondStepOn) {
   const Goldens goldens(kModel);
   for (const bool speculative : {false, true}) {
     for (const double temperature : {0.0, 0.9}) {
-      DecoderState<bfloat16> state(trained_model().config());
+      DecoderState state(trained_model().config(), CacheFormat::bfloat16);
       TestSampler sampler(trained_model().vocab_size(), temperature, 1);
       Context context;
       std::vector<long> counts;
@@ -41,7 +41,7 @@ TEST(DecodeAllocation, ATokenAllocatesNothingFromTheSecondStepOn) {
 TEST(DecodeAllocation, AForwardPassOfAKnownSizeAllocatesNothing) {
   const Goldens goldens(kModel);
   const auto tokens = goldens.prompt("long");
-  DecoderState<float> state(trained_model().config());
+  DecoderState state(trained_model().config());
   state.reserve(200);
   Context context;
   RowMajorMatrix logits(1, trained_model().vocab_size());
@@ -57,7 +57,7 @@ TEST(DecodeAllocation, ALongPromptTakesNoMoreScratchMemoryThanAChunk) {
   const std::vector<TokenId> tokens(250, 5);
   std::vector<std::size_t> bytes;
   for (const std::size_t count : {25u, 250u}) {
-    DecoderState<float> state(trained_model().config());
+    DecoderState state(trained_model().config());
     Context context;
     RowMajorMatrix logits(1, trained_model().vocab_size());
     trained_model().forward(std::span(tokens).first(count), state, logits, context,
@@ -89,7 +89,7 @@ TEST(AllocationFailure, InAForwardPassLeavesTheStateAsItWas) {
   const auto tokens = random_tokens(73, model.vocab_size(), 1);
   RowMajorMatrix logits(1, model.vocab_size());
   const auto forward_all = [&] {
-    DecoderState<bfloat16> state(model.config());
+    DecoderState state(model.config(), CacheFormat::bfloat16);
     Context context;
     Index done = 0;
     try {
@@ -115,7 +115,7 @@ TEST(AllocationFailure, WhileTextIsGeneratedLeaksNothing) {
   const DecoderModel model = DecoderModel::load(checkpoint.path());
   const auto prompt = random_tokens(20, model.vocab_size(), 1);
   const auto generate_some = [&] {
-    DecoderState<float> state(model.config());
+    DecoderState state(model.config());
     Sampler sampler(model.vocab_size());
     Context context;
     generate(model, state, prompt, sampler, context, {.max_tokens = 10, .speculative = true});

@@ -20,13 +20,13 @@ class DecoderSnapshot : public ::testing::Test {
  protected:
   DecoderSnapshot() { model_.forward(random_tokens(70, 37, 1), state_); }
 
-  static std::vector<CacheContents<bfloat16>> contents(const DecoderState<bfloat16>& state) {
-    std::vector<CacheContents<bfloat16>> all;
+  static std::vector<CacheContents> contents(const DecoderState& state) {
+    std::vector<CacheContents> all;
     for (Index layer = 0; layer < state.layers(); ++layer) all.emplace_back(state.layer(layer));
     if (state.prediction()) all.emplace_back(*state.prediction());
     return all;
   }
-  ::testing::AssertionResult refused(const ModelConfig& config, DecoderState<bfloat16>& state,
+  ::testing::AssertionResult refused(const ModelConfig& config, DecoderState& state,
                                      std::vector<std::string> parts) {
     parts.push_back(path_.string());
     const auto before = contents(state);
@@ -39,12 +39,12 @@ class DecoderSnapshot : public ::testing::Test {
   std::filesystem::path path_ = directory_ / "state";
   SyntheticCheckpoint checkpoint_{synthetic_config()};
   DecoderModel model_ = DecoderModel::load(checkpoint_.path());
-  DecoderState<bfloat16> state_{model_.config()};
+  DecoderState state_{model_.config(), CacheFormat::bfloat16};
 };
 
 TEST_F(DecoderSnapshot, ARestoredTextContinuesBitForBit) {
   save_snapshot(path_, model_.config(), state_);
-  DecoderState<bfloat16> restored(model_.config());
+  DecoderState restored(model_.config(), CacheFormat::bfloat16);
   model_.forward(random_tokens(5, 37, 2), restored);  // what was there is gone
   restore_snapshot(path_, model_.config(), restored);
   EXPECT_EQ(contents(restored), contents(state_));
@@ -55,7 +55,7 @@ TEST_F(DecoderSnapshot, ARestoredTextContinuesBitForBit) {
 TEST_F(DecoderSnapshot, SpeculationGoesOnFromARestoredText) {
   const auto prompt = random_tokens(30, 37, 4);
   Context context;
-  const auto continued = [&](DecoderState<bfloat16>& state) {
+  const auto continued = [&](DecoderState& state) {
     std::vector<TokenId> text;
     Sampler sampler(model_.vocab_size(), {.temperature = 0.0});
     generate(model_, state, prompt, sampler, context,
@@ -72,7 +72,7 @@ TEST_F(DecoderSnapshot, SpeculationGoesOnFromARestoredText) {
   continued(state_);
   ASSERT_GT(state_.prediction()->size(), 0);
   save_snapshot(path_, model_.config(), state_);
-  DecoderState<bfloat16> restored(model_.config());
+  DecoderState restored(model_.config(), CacheFormat::bfloat16);
   restore_snapshot(path_, model_.config(), restored);
   EXPECT_EQ(continued(restored), continued(state_));
   EXPECT_EQ(contents(restored), contents(state_));
@@ -82,10 +82,10 @@ TEST_F(DecoderSnapshot, AnotherModelIsRefusedByTheField) {
   save_snapshot(path_, model_.config(), state_);
   ModelConfig other = model_.config();
   other.num_hidden_layers = 4;
-  DecoderState<bfloat16> deeper(other);
+  DecoderState deeper(other, CacheFormat::bfloat16);
   EXPECT_TRUE(refused(other, deeper, {"caches is 4 in the snapshot, but 5 here"}));
   other.num_nextn_predict_layers = 0;  // as many caches, but of other layers
-  DecoderState<bfloat16> without_prediction(other);
+  DecoderState without_prediction(other, CacheFormat::bfloat16);
   EXPECT_TRUE(
       refused(other, without_prediction, {"num_hidden_layers is 3 in the snapshot, but 4 here"}));
   other = model_.config();
@@ -96,7 +96,7 @@ TEST_F(DecoderSnapshot, AnotherModelIsRefusedByTheField) {
 }
 
 TEST_F(DecoderSnapshot, LayersOfDifferentLengthsAreRefused) {
-  DecoderState<bfloat16> uneven(model_.config());
+  DecoderState uneven(model_.config(), CacheFormat::bfloat16);
   model_.forward(random_tokens(70, 37, 1), uneven);
   uneven.layer(2).truncate(69);
   save_snapshot(path_, model_.config(), uneven);

@@ -20,8 +20,7 @@ struct Generated {
   std::vector<TokenId> tokens;
 };
 
-template <StorageElement T>
-Generated generate_tokens(std::span<const TokenId> prompt, DecoderState<T>& state,
+Generated generate_tokens(std::span<const TokenId> prompt, DecoderState& state,
                           GenerationOptions options,
                           const SamplerOptions& sampling = {.temperature = 0.0}) {
   Generated generated;
@@ -35,9 +34,8 @@ Generated generate_tokens(std::span<const TokenId> prompt, DecoderState<T>& stat
   return generated;
 }
 
-template <StorageElement T>
 Generated generate_tokens(std::span<const TokenId> prompt, const GenerationOptions& options) {
-  DecoderState<T> state(trained_model().config());
+  DecoderState state(trained_model().config());
   return generate_tokens(prompt, state, options);
 }
 
@@ -45,8 +43,8 @@ TEST(Generate, GreedyContinuationsAreTheGoldens) {
   const Goldens goldens(kModel);
   for (const std::string prompt : kPrompts) {
     for (const bool speculative : {false, true}) {
-      const Generated generated = generate_tokens<float>(
-          goldens.prompt(prompt), {.max_tokens = 64, .speculative = speculative});
+      const Generated generated =
+          generate_tokens(goldens.prompt(prompt), {.max_tokens = 64, .speculative = speculative});
       EXPECT_TRUE(std::ranges::equal(generated.tokens, goldens.integers(prompt + ".greedy")))
           << prompt << " speculative " << speculative;
       EXPECT_EQ(generated.result.stop, StopReason::max_tokens);
@@ -60,22 +58,23 @@ TEST(Generate, GreedyContinuationsAreTheGoldens) {
 TEST(Generate, DraftsAreAcceptedAboutAsOftenAsStated) {
   const Goldens goldens(kModel);
   const Generated generated =
-      generate_tokens<float>(goldens.prompt("long"), {.max_tokens = 64, .speculative = true});
+      generate_tokens(goldens.prompt("long"), {.max_tokens = 64, .speculative = true});
   EXPECT_GT(generated.result.acceptance(), 0.6);
   EXPECT_LT(generated.result.acceptance(), 0.9);
   EXPECT_EQ(generated.result.drafted_tokens + generated.result.accepted_tokens + 1, 64);
 }
 
-// Text and caches, for every cache type, form and number of tokens, and to the end of the context.
-TYPED_TEST_SUITE_P(GenerateWith);
-template <class T>
-class GenerateWith : public ::testing::Test {};
-TYPED_TEST_P(GenerateWith, SpeculationChangesNeitherTextNorCaches) {
+// Text and caches, for every cache format, form and number of tokens, and to the end of the
+// context.
+class GenerateWith : public ::testing::TestWithParam<CacheFormat> {};
+
+TEST_P(GenerateWith, SpeculationChangesNeitherTextNorCaches) {
   const Goldens goldens(kModel);
   for (const Mode mode : {Mode::absorbed, Mode::decompressed, Mode::automatic}) {
     for (const Index max_tokens : {1, 2, 3, 40, 1000}) {
       GenerationOptions options = {.max_tokens = max_tokens, .decode_mode = mode};
-      DecoderState<TypeParam> plain(trained_model().config()), drafted(trained_model().config());
+      DecoderState plain(trained_model().config(), GetParam());
+      DecoderState drafted(trained_model().config(), GetParam());
       const Generated expected = generate_tokens(goldens.prompt("medium"), plain, options);
       options.speculative = true;
       const Generated actual = generate_tokens(goldens.prompt("medium"), drafted, options);
@@ -91,9 +90,10 @@ TYPED_TEST_P(GenerateWith, SpeculationChangesNeitherTextNorCaches) {
     }
   }
 }
-REGISTER_TYPED_TEST_SUITE_P(GenerateWith, SpeculationChangesNeitherTextNorCaches);
-using Elements = ::testing::Types<float, bfloat16, float16>;
-INSTANTIATE_TYPED_TEST_SUITE_P(Cache, GenerateWith, Elements);
+INSTANTIATE_TEST_SUITE_P(Cache, GenerateWith,
+                         ::testing::Values(CacheFormat::float32, CacheFormat::bfloat16,
+                                           CacheFormat::float16),
+                         [](const auto& format) { return std::string(name_of(format.param)); });
 
 static_assert(TokenSampler<Sampler>);
 
@@ -101,7 +101,7 @@ static_assert(TokenSampler<Sampler>);
 TEST(Generate, SpeculationKeepsThePenaltyForRepetition) {
   const Goldens goldens(kModel);
   const SamplerOptions penalised = {.temperature = 0.0, .repetition_penalty = 1.4};
-  DecoderState<float> plain(trained_model().config()), drafted(trained_model().config());
+  DecoderState plain(trained_model().config()), drafted(trained_model().config());
   const auto prompt = goldens.prompt("medium");
   const Generated expected = generate_tokens(prompt, plain, {.max_tokens = 80}, penalised);
   const Generated actual =
@@ -117,7 +117,7 @@ TEST(Generate, ASeedRepeats) {
   for (const bool speculative : {false, true}) {
     std::vector<TokenId> texts[3];
     for (const int i : {0, 1, 2}) {
-      DecoderState<float> state(trained_model().config());
+      DecoderState state(trained_model().config());
       texts[i] = generate_tokens(goldens.prompt("short"), state,
                                  {.max_tokens = 40, .speculative = speculative},
                                  {.temperature = 0.8, .top_p = 0.95, .seed = i < 2 ? 7u : 8u})
@@ -134,8 +134,8 @@ TEST(Generate, AConversationGoesOnInTheSameState) {
   for (const bool speculative : {false, true}) {
     const GenerationOptions options = {
         .max_tokens = 20, .speculative = speculative, .prefill_mode = Mode::absorbed};
-    const Generated whole = generate_tokens<float>(prompt, options);
-    DecoderState<float> state(trained_model().config());
+    const Generated whole = generate_tokens(prompt, options);
+    DecoderState state(trained_model().config());
     const Generated before = generate_tokens(prompt.first(50), state, options);
     // What the model wrote is taken back, and the rest of the prompt said instead.
     state.truncate(50);
@@ -149,17 +149,17 @@ TEST(Generate, ThePromptMayComeInChunksOfAnySize) {
     for (const bool speculative : {false, true}) {
       Index calls = 0, last = 0;
       const Generated generated =
-          generate_tokens<float>(goldens.prompt("long"), {.max_tokens = 64,
-                                                          .speculative = speculative,
-                                                          .prefill_mode = Mode::absorbed,
-                                                          .chunk_tokens = chunk,
-                                                          .on_prefill = [&](Index done, Index all) {
-                                                            EXPECT_EQ(all, 190);
-                                                            EXPECT_GT(done, last);
-                                                            last = done;
-                                                            ++calls;
-                                                            return true;
-                                                          }});
+          generate_tokens(goldens.prompt("long"), {.max_tokens = 64,
+                                                   .speculative = speculative,
+                                                   .prefill_mode = Mode::absorbed,
+                                                   .chunk_tokens = chunk,
+                                                   .on_prefill = [&](Index done, Index all) {
+                                                     EXPECT_EQ(all, 190);
+                                                     EXPECT_GT(done, last);
+                                                     last = done;
+                                                     ++calls;
+                                                     return true;
+                                                   }});
       EXPECT_TRUE(std::ranges::equal(generated.tokens, goldens.integers("long.greedy")));
       EXPECT_EQ(last, 190);
       EXPECT_EQ(calls, (190 + chunk - 1) / chunk);
@@ -178,7 +178,7 @@ TEST(Generate, StopsWhereItShouldAndSaysWhy) {
     const auto first = std::ranges::find(greedy, greedy[9]) - greedy.begin();
     const Checkpoint checkpoint(kModel);
     const DecoderModel model(config, load_decoder_weights(checkpoint, config));
-    DecoderState<float> state(config);
+    DecoderState state(config);
     Sampler sampler(config.vocab_size, {.temperature = 0.0});
     Context context;
     GenerationResult result =
@@ -233,11 +233,11 @@ TEST(Generate, StopsWhereItShouldAndSaysWhy) {
 TEST(Generate, RefusesWhatDoesNotFitAndLeavesTheStateAsItWas) {
   const Goldens goldens(kModel);
   const auto text = goldens.integers("validation.input_ids");
-  DecoderState<float> state(trained_model().config());
+  DecoderState state(trained_model().config());
   generate_tokens(goldens.prompt("short"), state, {.max_tokens = 5, .speculative = true});
-  std::vector<CacheContents<float>> before;
+  std::vector<CacheContents> before;
   for (Index layer = 0; layer < 4; ++layer) before.emplace_back(state.layer(layer));
-  const CacheContents<float> before_prediction(*state.prediction());
+  const CacheContents before_prediction(*state.prediction());
   const auto refused = [&](std::span<const TokenId> prompt, const GenerationOptions& options,
                            std::initializer_list<const char*> parts) {
     EXPECT_TRUE(refuses([&] { generate_tokens(prompt, state, options); }, parts));
@@ -263,7 +263,7 @@ TEST(Generate, RefusesWhatDoesNotFitAndLeavesTheStateAsItWas) {
 
   ModelConfig without = trained_model().config();
   without.num_nextn_predict_layers = 0;
-  DecoderState<float> plain(without);
+  DecoderState plain(without);
   EXPECT_TRUE(
       refuses([&] { generate_tokens(goldens.prompt("short"), plain, {.speculative = true}); },
               {"multi-token prediction", "state"}));

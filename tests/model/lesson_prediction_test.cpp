@@ -172,8 +172,8 @@ class LessonPrediction : public ::testing::Test {
     return logits;
   }
 
-  std::vector<CacheContents<float>> contents() const {
-    std::vector<CacheContents<float>> all;
+  std::vector<CacheContents> contents() const {
+    std::vector<CacheContents> all;
     for (const auto& cache : caches) all.emplace_back(cache);
     return all;
   }
@@ -261,7 +261,7 @@ TEST_F(LessonPrediction, RefusesWhatDoesNotFit) {
       [&] { modules[0].states(hidden.topRows(8), next.first(8), 0, caches[0], states, context); },
       {"8", "9"}));
   EXPECT_TRUE(refuses([&] { modules[0].head(states, logits.topRows(8), context); },
-                      {"[8, 39]", "[9, 48]"}));
+                      {"[8, 48]", "[9, 48]"}));
   EXPECT_EQ(caches[0].size(), 0);
 }
 

@@ -6,7 +6,7 @@
 #include <limits>
 #include <vector>
 
-#include "mla/model/mlp.hpp"
+#include "mla/ops/mlp.hpp"
 #include "support/compare.hpp"
 #include "support/executors.hpp"
 #include "support/isas.hpp"

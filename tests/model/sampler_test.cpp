@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "mla/model/generation.hpp"
+#include "mla/model/generation_options.hpp"
 #include "support/random.hpp"
 
 namespace mla {

@@ -116,7 +116,7 @@ std::vector<double> text_probabilities(const DecoderModel& model,
     std::vector<TokenId> tokens = prompt;
     for (Index i = 0, rest = text; i < kTextTokens; ++i, rest /= kSmallVocabulary)
       tokens.push_back(static_cast<TokenId>(rest % kSmallVocabulary));
-    DecoderState<float> state(model.config());
+    DecoderState state(model.config());
     const RowMajorMatrix logits = model.forward(tokens, state);
     double probability = 1.0;
     for (std::size_t i = prompt.size(); i < tokens.size(); ++i) {
@@ -137,7 +137,7 @@ TEST_P(SampledText, IsDistributedAsTheModelSays) {
   const std::vector<double> expected = text_probabilities(model, prompt);
   std::vector<double> counts(expected.size(), 0.0);
   TestSampler sampler(kSmallVocabulary, kTemperature, 21);
-  DecoderState<float> state(model.config());
+  DecoderState state(model.config());
   Context context;
   Index drafted = 0, accepted = 0;
   for (int i = 0; i < 20000; ++i) {

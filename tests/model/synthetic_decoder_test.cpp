@@ -80,7 +80,7 @@ TEST_P(SyntheticDecoder, IsTheReferenceInDouble) {
     if (decoder.margin() < 1e-5) continue;
     ++compared;
     for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
-      DecoderState<float> state(model.config());
+      DecoderState state(model.config());
       Context context;
       RowMajorMatrix hidden(kPromptTokens, model.hidden_size()),
           logits(kPromptTokens, model.vocab_size());
@@ -105,20 +105,20 @@ TEST_P(SyntheticDecoder, SplitsAndThreadsDoNotChangeABit) {
   const DecoderModel model = DecoderModel::load(files.path());
   const auto tokens = random_tokens(kPromptTokens, model.vocab_size(), 5);
   for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
-    DecoderState<float> whole(model.config());
+    DecoderState whole(model.config());
     const RowMajorMatrix expected = model.forward(tokens, whole, {.mode = mode});
-    const auto expect_same = [&](const RowMajorMatrix& logits, const DecoderState<float>& state) {
+    const auto expect_same = [&](const RowMajorMatrix& logits, const DecoderState& state) {
       EXPECT_TRUE(same_bits(logits, expected));
       for (Index layer = 0; layer < state.layers(); ++layer)
         EXPECT_EQ(CacheContents(state.layer(layer)), CacheContents(whole.layer(layer)));
     };
     for (const Index chunk : {1, 2, 13, 64, 74}) {
-      DecoderState<float> state(model.config());
+      DecoderState state(model.config());
       expect_same(model.forward(tokens, state, {.mode = mode, .chunk_tokens = chunk}), state);
     }
     ThreadExecutor executor(3);
     Context context(executor);
-    DecoderState<float> state(model.config());
+    DecoderState state(model.config());
     RowMajorMatrix logits(kPromptTokens, model.vocab_size());
     for (Index first = 0, count = 1; first < kPromptTokens; first += count, count = 2 * count + 1) {
       const Index rows = std::min(count, kPromptTokens - first);
@@ -137,7 +137,8 @@ TEST_P(SyntheticDecoder, TruncatingIsExact) {
   const auto tokens = random_tokens(kPromptTokens, model.vocab_size(), 6);
   const auto others = random_tokens(kPromptTokens, model.vocab_size(), 7);
   const DecoderOptions options = {.mode = Mode::absorbed};
-  DecoderState<bfloat16> straight(model.config()), winding(model.config());
+  DecoderState straight(model.config(), CacheFormat::bfloat16);
+  DecoderState winding(model.config(), CacheFormat::bfloat16);
   const RowMajorMatrix expected = model.forward(tokens, straight, options);
   RowMajorMatrix actual(kPromptTokens, model.vocab_size());
   for (const Index end : {64, 70, 75}) {

@@ -35,7 +35,7 @@ inline const DecoderModel& trained_model() {
 }
 /// With weights as the goldens have them, or rounded to bfloat16 as by default.
 inline const DecoderModel& fp8_model() {
-  static const DecoderModel model = DecoderModel::load(kFp8Model, DType::float32);
+  static const DecoderModel model = DecoderModel::load(kFp8Model, WeightFormat::float32);
   return model;
 }
 inline const DecoderModel& rounded_fp8_model() {

@@ -26,7 +26,7 @@ void expect_close(const RowMajorMatrix& actual, const RowMajorMatrix& expected, 
 // Logits of the last n tokens of a prompt, with a float32 cache.
 RowMajorMatrix last_logits(const DecoderModel& model, std::span<const TokenId> tokens, Index n,
                            const DecoderOptions& options) {
-  DecoderState<float> state(model.config());
+  DecoderState state(model.config());
   RowMajorMatrix logits(n, model.vocab_size());
   Context context;
   model.forward(tokens, state, logits, context, options);
@@ -83,7 +83,7 @@ TEST(TrainedDecoder, RoutersChooseTheGoldensExperts) {
 // MTP logits [tokens - 1, vocab_size] of a prompt, both models' caches in chunks of `chunk`.
 RowMajorMatrix prediction_logits(const DecoderModel& model, std::span<const TokenId> tokens,
                                  Index chunk) {
-  DecoderState<float> state(model.config());
+  DecoderState state(model.config());
   Context context;
   const Index slots = std::ssize(tokens) - 1;
   RowMajorMatrix hidden(slots, model.hidden_size()), logits(slots, model.vocab_size());
@@ -125,13 +125,12 @@ struct WindowResult {
   Index accepted = 0;  // drafts of multi-token prediction that are the model's own best token
 };
 
-template <StorageElement T>
-WindowResult score_window(const DecoderModel& model, std::span<const TokenId> window,
-                          Context& context) {
+WindowResult score_window(const DecoderModel& model, CacheFormat cache,
+                          std::span<const TokenId> window, Context& context) {
   std::vector<TokenId> input = {0};
   input.insert(input.end(), window.begin(), window.end() - 1);
   const Index tokens = std::ssize(input);
-  DecoderState<T> state(model.config());
+  DecoderState state(model.config(), cache);
   RowMajorMatrix hidden(tokens, model.hidden_size());
   RowMajorMatrix logits(tokens, model.vocab_size()), drafts(tokens - 1, model.vocab_size());
   model.forward_hidden(input, state, hidden, context);
@@ -151,9 +150,8 @@ WindowResult score_window(const DecoderModel& model, std::span<const TokenId> wi
 }
 
 // The mean of the windows against the stated loss; acceptance in percent.
-template <StorageElement T>
-void expect_validation(const DecoderModel& model, const Goldens& own, Index windows,
-                       double window_tolerance, double acceptance) {
+void expect_validation(const DecoderModel& model, CacheFormat cache, const Goldens& own,
+                       Index windows, double window_tolerance, double acceptance) {
   constexpr std::size_t kWindow = 256;
   const Goldens text(kModel);
   const auto tokens = text.integers("validation.input_ids");
@@ -164,7 +162,7 @@ void expect_validation(const DecoderModel& model, const Goldens& own, Index wind
   for (Index w = 0; w < windows; ++w) {
     const auto i = static_cast<std::size_t>(w);
     const WindowResult result =
-        score_window<T>(model, tokens.subspan(i * kWindow, kWindow), context);
+        score_window(model, cache, tokens.subspan(i * kWindow, kWindow), context);
     EXPECT_NEAR(result.loss, expected[i], window_tolerance) << "window " << w;
     sum += result.loss;
     expected_sum += expected[i];
@@ -181,19 +179,19 @@ void expect_validation(const DecoderModel& model, const Goldens& own, Index wind
 }
 
 TEST(TrainedDecoder, ValidationLossAndAcceptanceAreAsStated) {
-  expect_validation<float>(trained_model(), Goldens(kModel), 32, 0.002, 60.294);
+  expect_validation(trained_model(), CacheFormat::float32, Goldens(kModel), 32, 0.002, 60.294);
 }
 
 TEST(TrainedDecoder, ValidationLossWithABfloat16CacheIsNearTheStated) {
-  expect_validation<bfloat16>(trained_model(), Goldens(kModel), 8, 0.01, 0.0);
+  expect_validation(trained_model(), CacheFormat::bfloat16, Goldens(kModel), 8, 0.01, 0.0);
 }
 
 TEST(TrainedDecoder, ValidationLossWithAFloat16CacheIsNearTheStated) {
-  expect_validation<float16>(trained_model(), Goldens(kModel), 8, 0.005, 0.0);
+  expect_validation(trained_model(), CacheFormat::float16, Goldens(kModel), 8, 0.005, 0.0);
 }
 
 TEST(TrainedDecoder, ValidationLossOfTheFp8CopyIsAsStated) {
-  expect_validation<float>(fp8_model(), Goldens(kFp8Model), 32, 0.01, 60.257);
+  expect_validation(fp8_model(), CacheFormat::float32, Goldens(kFp8Model), 32, 0.01, 60.257);
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ loose=$(find include/mla -name '*.hpp' ! -path include/mla/core/compiler.hpp \
 [ -z "$loose" ] || { echo "these include no header of the library: $loose"; exit 1; }
 grep -rnE '^[[:space:]]*#[[:space:]]*include' include/mla | awk '
   BEGIN {
-    folders = split("core simd attention baseline io model text", order, " ")
+    folders = split("core simd ops attention baseline io model text", order, " ")
     for (i = 1; i <= folders; ++i) rank[order[i]] = i
   }
   function fail(why) { print $0 ": " why; failures++ }

@@ -36,7 +36,7 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
         ASSERT_TRUE(result.same_row(row, AttendResult(1, result.out.view().cols), 0)) << what;
         continue;
       }
-      const auto expected = attend_case.expected(row, visible[r], form().precision<T>());
+      const auto expected = attend_case.expected(row, visible[r], form().arithmetic<T>());
       const double sum = static_cast<double>(result.sum[r]);
       for (std::size_t c = 0; c < expected.out.size(); ++c)
         ASSERT_NEAR(result.out.at(row, static_cast<Index>(c)) / sum, expected.out[c],
@@ -48,7 +48,7 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
 
   template <StorageElement T>
   void expect_attention_at_straddling_sizes() {
-    for (const RowLayout& layout : kRowLayouts)
+    for (const KeyLayout& layout : kKeyLayouts)
       for (Index keys : kStraddlingSizes) {
         // The rows fill register tiles and vectors in different ways; few where a key is long.
         const Index rows = layout.width > 100 ? keys % 4 + 1 : keys % 37 + 3;
@@ -61,7 +61,7 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
   template <StorageElement T>
   void expect_each_row_sees_its_own_keys() {
     const std::vector<Index> visible = {0, 1, 63, 64, 65, 0, 600, 127, 129, 128, 599, 0, 2, 192, 7};
-    for (const RowLayout& layout : kRowLayouts) {
+    for (const KeyLayout& layout : kKeyLayouts) {
       if (layout.width > 300) continue;
       AttendCase<T> attend_case(layout, static_cast<Index>(visible.size()), 600, 2);
       expect_attention(attend_case, visible, layout.name);
@@ -71,7 +71,7 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
   template <StorageElement T>
   void expect_no_leak_from_invisible_keys() {
     const std::vector<Index> visible = {100, 101, 150, 64, 99};
-    for (const RowLayout& layout : {kRowLayouts[3], kRowLayouts[6]}) {
+    for (const KeyLayout& layout : {kKeyLayouts[3], kKeyLayouts[6]}) {
       AttendCase<T> clean(layout, 5, 150, 6), spoiled(layout, 5, 150, 6);
       for (Index i = 0; i < layout.width; ++i) {
         spoiled.key_row(100)[i] = T(kNaN);
@@ -88,7 +88,7 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
   template <StorageElement T>
   void expect_rows_independent_of_each_other() {
     const std::vector<Index> visible = {129, 0, 65, 128, 1, 64, 100, 129, 3};
-    for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[3], kRowLayouts[6]}) {
+    for (const KeyLayout& layout : {kKeyLayouts[1], kKeyLayouts[3], kKeyLayouts[6]}) {
       AttendCase<T> attend_case(layout, 9, 129, 11);
       attend_case.queries().view()(3, 0) = kNaN;  // must stay there (its sign is the compiler's)
       const AttendResult together = attend_case.run(form(), visible);
@@ -106,18 +106,54 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
 
   template <StorageElement T>
   void expect_no_rows_and_no_keys_change_nothing() {
-    const AttendCase<T> attend_case(kRowLayouts[6], 2, 64, 13);
-    AttendResult result(2, kRowLayouts[6].value_width);
+    const AttendCase<T> attend_case(kKeyLayouts[6], 2, 64, 13);
+    AttendResult result(2, kKeyLayouts[6].value_width);
     attend_case.run_part(form(), {}, 0, 0, 64, result);
     attend_case.run_part(form(), {64, 64}, 0, 0, 0, result);
     for (Index r = 0; r < 2; ++r)
-      EXPECT_TRUE(result.same_row(r, AttendResult(2, kRowLayouts[6].value_width), 0));
+      EXPECT_TRUE(result.same_row(r, AttendResult(2, kKeyLayouts[6].value_width), 0));
+  }
+
+  template <StorageElement T>
+  void expect_selection() {
+    constexpr Index kKeys = 300, kRows = 5;
+    Random random(17);
+    for (const KeyLayout& layout : {kKeyLayouts[1], kKeyLayouts[3], kKeyLayouts[6]}) {
+      AttendCase<T> all(layout, kRows, kKeys, 16);
+      std::vector<Index> every;
+      for (Index k = 0; k < kKeys; ++k) every.push_back(k);
+      const std::vector<Index> visible = {300, 65, 200, 0, 64};
+      const AttendResult dense = all.run(form(), visible);
+      const AttendResult listed = all.run_selected(form(), visible, every);
+      for (Index r = 0; r < kRows; ++r) EXPECT_TRUE(listed.same_row(r, dense, r)) << r;
+
+      for (const Index count : {1, 63, 64, 65, 150}) {
+        AttendCase<T> spoiled(layout, kRows, kKeys, 16), few(layout, kRows, count, 16);
+        std::vector<Index> selected;
+        for (Index k = 0; k < kKeys; ++k) {
+          const Index wanted = count - std::ssize(selected), left = kKeys - k;
+          if (random.integer(0, left - 1) < wanted) {
+            std::copy_n(all.key_row(k), layout.width, few.key_row(std::ssize(selected)));
+            selected.push_back(k);
+          } else {
+            std::fill_n(spoiled.key_row(k), layout.width, T(kNaN));
+          }
+        }
+        const std::vector<Index> seen = {count, count / 2, 1, 0, count};
+        few.queries() = all.queries();
+        spoiled.queries() = all.queries();
+        const AttendResult expected = few.run(form(), seen);
+        const AttendResult actual = spoiled.run_selected(form(), seen, selected);
+        for (Index r = 0; r < kRows; ++r)
+          EXPECT_TRUE(actual.same_row(r, expected, r)) << layout.name << ", " << count << " keys";
+      }
+    }
   }
 
   template <StorageElement T>
   void expect_any_page_size() {
     const std::vector<Index> visible = {300, 65, 200};
-    const RowLayout& layout = kRowLayouts[1];
+    const KeyLayout& layout = kKeyLayouts[1];
     const AttendResult small = AttendCase<T>(layout, 3, 300, 12, 2.0, 64).run(form(), visible);
     for (Index page_rows : {128, 192, 300, 500}) {  // one page may be of any size
       const AttendResult large =
@@ -131,15 +167,26 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
 // sees added, it would be 0.
 TEST_P(AttendKernel, TheSignOfZeroDoesNotDependOnTheOtherRows) {
   constexpr Index kKeys = 64, kSeen = 32;
-  const simd::TypedKernels<bfloat16>& kernels =
-      simd::kernels_for(std::get<0>(GetParam())).of<bfloat16>();
+  const simd::CacheKernels& kernels =
+      simd::kernels_for(std::get<0>(GetParam())).of(CacheFormat::bfloat16);
   std::vector<bfloat16> rows(2 * kKeys, bfloat16(0.0f));  // [key | value]
   rows[2 * 30] = bfloat16(-1.0f);
   rows[2 * 30 + 1] = bfloat16(-0x1p-126f);
   for (std::size_t k = kSeen; k < kKeys; ++k) rows[2 * k + 1] = bfloat16(1.0f);
-  const bfloat16* const page = rows.data();
-  const simd::KeyValueRows<bfloat16> keys = {&page, kKeys, 2, kKeys, 0, 1, 1, 0, 1, 1};
-  AlignedBuffer<float> scratch(static_cast<std::size_t>(kernels.attend_many_scratch(2, 1, 1)));
+  const auto* const page = reinterpret_cast<const std::byte*>(rows.data());
+  const simd::KeyValueRows keys = {.pages = &page,
+                                   .page_rows = kKeys,
+                                   .layout = row_layout(CacheFormat::bfloat16, 2, 0),
+                                   .count = kKeys,
+                                   .key_offset = 0,
+                                   .key_width = 1,
+                                   .tail_offset = 1,
+                                   .tail_width = 0,
+                                   .value_offset = 1,
+                                   .value_width = 1};
+  AlignedBuffer<float> scratch(
+      static_cast<std::size_t>(kernels.attend_many_scratch(keys.layout, 2, 1, 1) +
+                               kernels.attend_scratch(keys.layout, 1, 1)));
   const auto is_negative = [&](const std::vector<Index>& visible) {
     const std::vector<float> queries(visible.size(), 1.0f);
     std::vector<float> maximum(visible.size(), -kInfinity), sum(visible.size()),
@@ -149,7 +196,7 @@ TEST_P(AttendKernel, TheSignOfZeroDoesNotDependOnTheOtherRows) {
     if (std::get<1>(GetParam()))
       kernels.attend_many(query_rows, keys, 1.0f, state, scratch.data());
     else
-      kernels.attend(query_rows, keys, 1.0f, state);
+      kernels.attend(query_rows, keys, 1.0f, state, scratch.data());
     return std::signbit(out[0]);
   };
   EXPECT_EQ(is_negative({kSeen}), is_negative({kSeen, kKeys}));
@@ -181,7 +228,7 @@ TEST_P(AttendKernel, EachRowSeesItsOwnNumberOfKeysAndARowThatSeesNoneStaysZero) 
 
 // float32 has no trouble with e^300 only because the maximum is taken off first.
 TEST_P(AttendKernel, SurvivesLogitsOfPlusAndMinus300) {
-  const RowLayout& layout = kRowLayouts[3];
+  const KeyLayout& layout = kKeyLayouts[3];
   AttendCase<float> attend_case(layout, 5, 200, 3, 170.0);
   expect_attention(attend_case, {200, 65, 64, 63, 1}, "random");
 
@@ -199,7 +246,7 @@ TEST_P(AttendKernel, SurvivesLogitsOfPlusAndMinus300) {
 
 // Where a rounding of the logit is large, weights must still not come out above 1.
 TEST_P(AttendKernel, SurvivesHugeFiniteLogits) {
-  const RowLayout& layout = kRowLayouts[3];
+  const KeyLayout& layout = kKeyLayouts[3];
   for (float size : {1e8f, 1e11f, 1e15f}) {
     AttendCase<float> attend_case(layout, 20, 70, 14, size);
     double largest = 0.0;
@@ -220,12 +267,12 @@ TEST_P(AttendKernel, SurvivesHugeFiniteLogits) {
 
 TEST_P(AttendKernel, KeepsTheLogSumExp) {
   for (double spread : {1.0, 100.0}) {
-    AttendCase<bfloat16> attend_case(kRowLayouts[1], 3, 129, 5, spread);
+    AttendCase<bfloat16> attend_case(kKeyLayouts[1], 3, 129, 5, spread);
     const std::vector<Index> visible = {129, 64, 1};
     const AttendResult result = attend_case.run(form(), visible);
     for (std::size_t r = 0; r < visible.size(); ++r) {
       const auto expected =
-          attend_case.expected(static_cast<Index>(r), visible[r], form().precision<bfloat16>());
+          attend_case.expected(static_cast<Index>(r), visible[r], form().arithmetic<bfloat16>());
       const double actual =
           (static_cast<double>(result.maximum[r]) + std::log2(static_cast<double>(result.sum[r]))) *
           std::numbers::ln2;
@@ -242,7 +289,7 @@ TEST_P(AttendKernel, NaNAndInfinityInAnInvisibleKeyDoNotLeak) {
 
 // Wherever it is: in the key, the rotary part or the value, in the first tile or in a later one.
 TEST_P(AttendKernel, AVisibleNaNIsNotHidden) {
-  const RowLayout& layout = kRowLayouts[6];
+  const KeyLayout& layout = kKeyLayouts[6];
   for (Index key : {0, 63, 64, 140, 149})
     for (Index element : {layout.key_offset, layout.key_offset + layout.key_width - 1,
                           layout.tail_offset, layout.tail_offset + layout.tail_width - 1}) {
@@ -263,18 +310,19 @@ TEST_P(AttendKernel, AVisibleNaNIsNotHidden) {
 }
 
 TEST_P(AttendKernel, AllNaNLogitsOfATileAreNotHiddenByLaterOnes) {
-  AttendCase<float> attend_case(kRowLayouts[6], 1, 200, 9);
+  AttendCase<float> attend_case(kKeyLayouts[6], 1, 200, 9);
   for (Index k = 0; k < 64; ++k) attend_case.key_row(k)[3] = kNaN;
   EXPECT_TRUE(std::isnan(attend_case.run(form(), {200}).out.at(0, 0)));
 }
 
 TEST_P(AttendKernel, ContinuingOverCallsSplitAtTilesEqualsOneCallToTheLastBit) {
   const std::vector<Index> visible = {600, 0, 599, 64, 65, 320, 1};
-  for (const RowLayout& layout : {kRowLayouts[1], kRowLayouts[6]}) {
+  for (const KeyLayout& layout : {kKeyLayouts[1], kKeyLayouts[6]}) {
     const AttendCase<bfloat16> attend_case(layout, 7, 600, 10);
     const AttendResult once = attend_case.run(form(), visible);
     for (Index part : {64, 128, 256, 320, 512, 576}) {
-      if (form().many && part % form().kernels.bf16.attend_many_keys != 0) continue;
+      if (form().many && part % form().kernels.of(CacheFormat::bfloat16).attend_many_keys != 0)
+        continue;
       AttendResult parts(7, layout.value_width);
       for (Index first = 0; first < 600; first += part)
         attend_case.run_part(form(), visible, 0, first, std::min<Index>(part, 600 - first), parts);
@@ -294,7 +342,7 @@ TEST_P(AttendKernel, ManyRowsInAnyGroupsAreTheSameToTheLastBit) {
   Random random(14);
   std::vector<Index> visible;
   for (Index r = 0; r < kRows; ++r) visible.push_back(random.integer(0, 150));
-  const AttendCase<bfloat16> attend_case(kRowLayouts[6], kRows, 150, 14);
+  const AttendCase<bfloat16> attend_case(kKeyLayouts[6], kRows, 150, 14);
   const AttendResult together = attend_case.run(form(), visible);
   for (Index group : {1, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64}) {
     for (Index first = 0; first < kRows; first += group) {
@@ -310,6 +358,14 @@ TEST_P(AttendKernel, ManyRowsInAnyGroupsAreTheSameToTheLastBit) {
 TEST_P(AttendKernel, ThePageSizeDoesNotChangeASingleBit) {
   expect_any_page_size<float>();
   expect_any_page_size<bfloat16>();
+}
+
+// A list of all rows is the same as no list, and one of some rows as a cache of these alone, to the
+// last bit; what is not selected may be NaN.
+TEST_P(AttendKernel, SelectedRowsAreAllThatIsSeen) {
+  expect_selection<float>();
+  expect_selection<bfloat16>();
+  expect_selection<float16>();
 }
 
 TEST_P(AttendKernel, NoRowsAndNoKeysChangeNothing) {

@@ -15,8 +15,8 @@
 namespace mla::test {
 namespace {
 
+using simd::Arithmetic;
 using simd::Isa;
-using simd::Precision;
 
 // Sets MLA_ISA, or takes it away, until the end of the scope.
 class IsaVariable {
@@ -48,12 +48,12 @@ TEST(Isa, NamesAndIsasAreOneToOne) {
 
 TEST(Isa, ScalarRunsEverywhere) {
   EXPECT_TRUE(simd::is_supported(Isa::scalar));
-  EXPECT_EQ(simd::best_isa(Precision::bfloat16, Isa::scalar), Isa::scalar);
+  EXPECT_EQ(simd::best_isa(Arithmetic::bfloat16, Isa::scalar), Isa::scalar);
 }
 
 TEST(Isa, NeonRunsOnEveryAArch64AndNowhereElse) {
 #if defined(__aarch64__)
-  EXPECT_EQ(supported_isas(Precision::float32), (std::vector{Isa::scalar, Isa::neon}));
+  EXPECT_EQ(supported_isas(Arithmetic::float32), (std::vector{Isa::scalar, Isa::neon}));
 #else
   EXPECT_FALSE(simd::is_supported(Isa::neon));
 #endif
@@ -75,7 +75,7 @@ TEST(Isa, NeonBf16RunsWhereTheSystemReportsTheInstructionsAndNowhereElse) {
 #if defined(__aarch64__) && defined(__linux__)
   const bool reported = (second_hardware_capabilities() >> 14 & 1) != 0;  // "bf16" in cpuinfo
   EXPECT_EQ(simd::is_supported(Isa::neon_bf16), reported);
-  EXPECT_EQ(simd::best_isa(Precision::bfloat16), reported ? Isa::neon_bf16 : Isa::neon);
+  EXPECT_EQ(simd::best_isa(Arithmetic::bfloat16), reported ? Isa::neon_bf16 : Isa::neon);
   EXPECT_EQ(simd::best_isa(), Isa::neon);
 #elif !defined(__aarch64__)
   EXPECT_FALSE(simd::is_supported(Isa::neon_bf16));
@@ -83,22 +83,22 @@ TEST(Isa, NeonBf16RunsWhereTheSystemReportsTheInstructionsAndNowhereElse) {
 }
 
 TEST(Isa, TheBestIsSupportedPreciseAndNotAboveTheLimit) {
-  for (Precision precision : {Precision::float32, Precision::bfloat16})
+  for (Arithmetic precision : {Arithmetic::float32, Arithmetic::bfloat16})
     for (Isa limit : simd::kAllIsas) {
       const Isa best = simd::best_isa(precision, limit);
       EXPECT_TRUE(simd::is_supported(best));
       EXPECT_LE(best, limit);
-      EXPECT_LE(simd::precision_of(best), precision);
+      EXPECT_LE(simd::arithmetic_of(best), precision);
       for (Isa isa : supported_isas())
-        EXPECT_TRUE(isa > limit || simd::precision_of(isa) > precision || isa <= best);
+        EXPECT_TRUE(isa > limit || simd::arithmetic_of(isa) > precision || isa <= best);
     }
-  EXPECT_EQ(simd::best_isa(Precision::bfloat16), supported_isas().back());
+  EXPECT_EQ(simd::best_isa(Arithmetic::bfloat16), supported_isas().back());
 }
 
 TEST(Isa, TheEnvironmentVariableLowersTheDefault) {
   for (Isa isa : simd::kAllIsas) {
     const IsaVariable variable(std::string(simd::name_of(isa)).c_str());
-    for (Precision precision : {Precision::float32, Precision::bfloat16})
+    for (Arithmetic precision : {Arithmetic::float32, Arithmetic::bfloat16})
       EXPECT_EQ(simd::default_isa(precision), simd::best_isa(precision, isa));
   }
 }
@@ -112,14 +112,32 @@ TEST(Isa, AnUnknownOrMissingVariableChangesNothing) {
 
 TEST(Kernels, TheTableOfAnIsaIsItsOwnOrTheBestBelow) {
   for (Isa isa : simd::kAllIsas)
-    EXPECT_EQ(simd::kernels_for(isa).isa, simd::best_isa(simd::precision_of(isa), isa));
+    EXPECT_EQ(simd::kernels_for(isa).isa, simd::best_isa(simd::arithmetic_of(isa), isa));
 }
 
-TEST(Kernels, OfSelectsByElementType) {
-  const simd::Kernels& kernels = simd::kernels_for(Isa::scalar);
-  EXPECT_EQ(&kernels.of<float>(), &kernels.f32);
-  EXPECT_EQ(&kernels.of<bfloat16>(), &kernels.bf16);
-  EXPECT_EQ(&kernels.of<float16>(), &kernels.f16);
+TEST(Kernels, NoEntryRoundsMoreThanTheArithmeticAllows) {
+  for (Arithmetic arithmetic : {Arithmetic::float32, Arithmetic::bfloat16, Arithmetic::int8})
+    for (Isa isa : simd::kAllIsas) {
+      const simd::Kernels& kernels = simd::kernels_for(isa, arithmetic);
+      EXPECT_EQ(kernels.isa, simd::best_isa(arithmetic, isa));
+      for (const simd::LinearKernels& entry : kernels.weights)
+        EXPECT_LE(entry.arithmetic, arithmetic);
+      for (const simd::CacheKernels& entry : kernels.caches)
+        EXPECT_LE(entry.arithmetic, arithmetic);
+    }
+}
+
+// What can be computed exactly at full speed is: only bfloat16 numbers are rounded for.
+TEST(Kernels, OnlyFormatsOfBFloat16ComputeInBFloat16) {
+  for (Isa isa : supported_isas()) {
+    const simd::Kernels& kernels = simd::kernels_for(isa);
+    EXPECT_EQ(kernels.of(WeightFormat::bfloat16).arithmetic, simd::arithmetic_of(isa));
+    EXPECT_EQ(kernels.of(CacheFormat::bfloat16).arithmetic, simd::arithmetic_of(isa));
+    EXPECT_EQ(kernels.of(WeightFormat::float32).arithmetic, Arithmetic::float32);
+    EXPECT_EQ(kernels.of(WeightFormat::float16).arithmetic, Arithmetic::float32);
+    EXPECT_EQ(kernels.of(CacheFormat::float32).arithmetic, Arithmetic::float32);
+    EXPECT_EQ(kernels.of(CacheFormat::float16).arithmetic, Arithmetic::float32);
+  }
 }
 
 // kernels() chooses once in a process: ask in a copy of this one, which has not asked yet. (To

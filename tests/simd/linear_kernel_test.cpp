@@ -19,16 +19,16 @@ class LinearKernel : public EveryIsa {
   // x as the kernel of weights of type T wants to have it.
   template <StorageElement T>
   const float* packed(MatrixView<const float> x) {
-    const auto floats = kernels().of<T>().packed_floats(x.rows, x.cols);
+    const auto floats = kernels().of(kWeightFormatOf<T>).packed_floats(x.rows, x.cols);
     packed_ = AlignedBuffer<float>(static_cast<std::size_t>(floats));
     std::fill(packed_.begin(), packed_.end(), std::numeric_limits<float>::quiet_NaN());
-    kernels().of<T>().pack(x, packed_.data());
+    kernels().of(kWeightFormatOf<T>).pack(x, packed_.data());
     return packed_.data();
   }
 
   template <StorageElement T>
   void multiply(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out) {
-    kernels().of<T>().linear(x, packed<T>(x), weight, out, scratch());
+    kernels().of(kWeightFormatOf<T>).linear(x, packed<T>(x), weight, out, scratch());
   }
 
   float* scratch() {
@@ -52,8 +52,8 @@ class LinearKernel : public EveryIsa {
         const double* b = exact_weight.data() + o * in;
         const Expected expected = expected_dot(
             in, [&](Index i) { return a[i]; }, [&](Index i) { return b[i]; });
-        ASSERT_NEAR(out.at(t, o), expected.value, expected.bound_of(precision_for<T>(kernels())))
-            << name_of(kDTypeOf<T>) << " tokens " << tokens << " in " << in << " token " << t
+        ASSERT_NEAR(out.at(t, o), expected.value, expected.bound_of(arithmetic_for<T>(kernels())))
+            << name_of(kWeightFormatOf<T>) << " tokens " << tokens << " in " << in << " token " << t
             << " feature " << o << " of " << out_features;
       }
     ASSERT_TRUE(out.gaps_are_untouched());
@@ -65,13 +65,15 @@ class LinearKernel : public EveryIsa {
     const GuardedMatrix<float> x(tokens, in, random);
     const GuardedMatrix<T> weight(in, out_features, random);
     GuardedMatrix<float> out(tokens, out_features);
-    kernels().of<T>().linear_transposed(x.view(), weight.view(), out.view());
+    kernels()
+        .of(kWeightFormatOf<T>)
+        .linear_transposed(x.view(), weight.view(), out.view(), scratch());
     for (Index t = 0; t < tokens; ++t)
       for (Index c = 0; c < out_features; ++c) {
         const Expected expected = expected_sequential_dot(
             in, [&](Index r) { return x.at(t, r); }, [&](Index r) { return weight.at(r, c); });
         ASSERT_NEAR(out.at(t, c), expected.value, expected.bound)
-            << name_of(kDTypeOf<T>) << " tokens " << tokens << " in " << in << " token " << t
+            << name_of(kWeightFormatOf<T>) << " tokens " << tokens << " in " << in << " token " << t
             << " column " << c << " of " << out_features;
       }
     ASSERT_TRUE(out.gaps_are_untouched());
@@ -110,7 +112,7 @@ class LinearKernel : public EveryIsa {
                             in, out_features);
     expect_rows_independent(
         [&](MatrixView<const float> x, MatrixView<float> out) {
-          kernels().of<T>().linear_transposed(x, transposed.view(), out);
+          kernels().of(kWeightFormatOf<T>).linear_transposed(x, transposed.view(), out, scratch());
         },
         in, out_features);
   }
@@ -191,8 +193,10 @@ TEST_P(LinearKernel, NoTokensAndNoFeaturesWriteNothing) {
   GuardedMatrix<float> out(2, 3);
   multiply<float>(x.view().row_range(0, 0), weight.view(), out.view().row_range(0, 0));
   multiply<float>(x.view(), weight.view().row_range(0, 0), out.view().col_range(0, 0));
-  kernels().f32.linear_transposed(x.view().row_range(0, 0), weight.view(),
-                                  out.view().row_range(0, 0));
+  kernels()
+      .of(WeightFormat::float32)
+      .linear_transposed(x.view().row_range(0, 0), weight.view(), out.view().row_range(0, 0),
+                         scratch());
   EXPECT_TRUE(std::isnan(out.at(0, 0)));
 }
 
@@ -216,7 +220,7 @@ TEST_P(LinearKernel, SubnormalWeightsCount) {
   const float16 f16[] = {float16::from_bits(1), float16::from_bits(3)};
   float out = 0.0f;
   multiply<bfloat16>({x, 1, 2}, {bf16, 1, 2}, {&out, 1, 1});
-  const bool flushed = precision_for<bfloat16>(kernels()) == simd::Precision::bfloat16;
+  const bool flushed = arithmetic_for<bfloat16>(kernels()) == simd::Arithmetic::bfloat16;
   EXPECT_EQ(out, flushed ? 0.0f : 4.0f * 0x1p-133f * 0x1p30f);
   multiply<float16>({x, 1, 2}, {f16, 1, 2}, {&out, 1, 1});
   EXPECT_EQ(out, 4.0f * 0x1p-24f * 0x1p30f);

@@ -53,12 +53,14 @@ TEST(ScalarKernels, RoundProductsBeforeTheirSum) {
         x.col(j).setConstant(-kA);
         weight.col(i).setConstant(kB);
         weight.col(j).setConstant(kB);
-        kernels.f32.linear({x.data(), tokens, kIn}, nullptr, {weight.data(), kIn, kIn},
-                           {out.data(), tokens, kIn}, scratch.data());
+        kernels.of(WeightFormat::float32)
+            .linear({x.data(), tokens, kIn}, nullptr, WeightView(weight), {out.data(), tokens, kIn},
+                    scratch.data());
         EXPECT_TRUE(out.isZero(0)) << tokens << " tokens, inputs " << i << " and " << j;
         const RowMajorMatrix transposed = weight.transpose();
-        kernels.f32.linear_transposed({x.data(), tokens, kIn}, {transposed.data(), kIn, kIn},
-                                      {out.data(), tokens, kIn});
+        kernels.of(WeightFormat::float32)
+            .linear_transposed({x.data(), tokens, kIn}, WeightView(transposed),
+                               {out.data(), tokens, kIn}, scratch.data());
         EXPECT_TRUE(out.isZero(0)) << tokens << " tokens, rows " << i << " and " << j;
       }
     }
@@ -100,11 +102,13 @@ TEST_F(ScalarBits, OfProductsAreTheSameOnEveryPlatform) {
       const std::vector<float> x = exact_random(static_cast<std::size_t>(tokens * in), random_);
       const std::vector<float> w = exact_random(static_cast<std::size_t>(in * in), random_);
       std::vector<float> out(static_cast<std::size_t>(tokens * in));
-      kernels_.f32.linear({x.data(), tokens, in}, nullptr, {w.data(), in, in},
-                          {out.data(), tokens, in}, scratch.data());
+      const simd::LinearKernels& kernels = kernels_.of(WeightFormat::float32);
+      const WeightView weight(w.data(), in, in);
+      kernels.linear({x.data(), tokens, in}, nullptr, weight, {out.data(), tokens, in},
+                     scratch.data());
       digest_.add(out);
-      kernels_.f32.linear_transposed({x.data(), tokens, in}, {w.data(), in, in},
-                                     {out.data(), tokens, in});
+      kernels.linear_transposed({x.data(), tokens, in}, weight, {out.data(), tokens, in},
+                                scratch.data());
       digest_.add(out);
     }
   EXPECT_EQ(digest_.value(), 0xce9aeb6a9bc17411u);
@@ -115,20 +119,26 @@ TEST_F(ScalarBits, OfAttentionAreTheSameOnEveryPlatform) {
   const std::vector<float> queries = exact_random(kRows * kWidth, random_);
   const std::vector<float> rows = exact_random(kKeys * kWidth, random_);
   const std::vector<Index> visible = {150, 1, 64, 149, 65};
-  const float* const page = rows.data();
-  const simd::KeyValueRows<float> keys = {&page,  kKeys,  kWidth, kKeys, 0,
-                                          kWidth, kWidth, 0,      0,     kWidth};
+  const auto* const page = reinterpret_cast<const std::byte*>(rows.data());
+  const simd::KeyValueRows keys = {.pages = &page,
+                                   .page_rows = kKeys,
+                                   .layout = row_layout(CacheFormat::float32, kWidth, 0),
+                                   .count = kKeys,
+                                   .key_offset = 0,
+                                   .key_width = kWidth,
+                                   .tail_offset = kWidth,
+                                   .tail_width = 0,
+                                   .value_offset = 0,
+                                   .value_width = kWidth};
+  const simd::CacheKernels& kernels = kernels_.of(CacheFormat::float32);
+  AlignedBuffer<float> scratch(
+      static_cast<std::size_t>(kernels.attend_many_scratch(keys.layout, kRows, kWidth, kWidth) +
+                               kernels.attend_scratch(keys.layout, kWidth, kWidth)));
   for (bool many : {false, true}) {
     std::vector<float> maximum(kRows, -1e30f), sum(kRows), out(kRows * kWidth);
     const simd::SoftmaxState state = {maximum.data(), sum.data(), out.data(), kWidth};
-    if (many) {
-      AlignedBuffer<float> scratch(
-          static_cast<std::size_t>(kernels_.f32.attend_many_scratch(kRows, kWidth, kWidth)));
-      kernels_.f32.attend_many({queries.data(), kWidth, kRows, visible.data()}, keys, 3.0f, state,
-                               scratch.data());
-    } else {
-      kernels_.f32.attend({queries.data(), kWidth, kRows, visible.data()}, keys, 3.0f, state);
-    }
+    (many ? kernels.attend_many : kernels.attend)({queries.data(), kWidth, kRows, visible.data()},
+                                                  keys, 3.0f, state, scratch.data());
     digest_.add(maximum);
     digest_.add(sum);
     digest_.add(out);

@@ -2,7 +2,9 @@
 
 #include <bit>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <numbers>
 #include <vector>
@@ -22,7 +24,12 @@ class RowKernel : public EveryIsa {
     for (std::uint32_t bits = 0; bits <= 0xffff; ++bits)
       patterns.push_back(T::from_bits(static_cast<std::uint16_t>(bits)));
     std::vector<float> widened(patterns.size());
-    kernels().of<T>().to_float(patterns.data(), 0x10000, widened.data());
+    const simd::CacheKernels& rows = kernels().of(kCacheFormatOf<T>);
+    rows.widen(row_layout(kCacheFormatOf<T>, 0x10000, 0),
+               reinterpret_cast<const std::byte*>(patterns.data()), widened.data());
+    std::vector<float> weights(patterns.size());
+    kernels().of(kWeightFormatOf<T>).widen(WeightView(patterns), {weights.data(), 1, 0x10000});
+    ASSERT_EQ(std::memcmp(weights.data(), widened.data(), weights.size() * sizeof(float)), 0);
     for (std::size_t i = 0; i < patterns.size(); ++i) {
       const auto expected = static_cast<float>(patterns[i]);
       if (std::isnan(expected))  // the processor makes signalling NaNs quiet
@@ -45,7 +52,10 @@ class RowKernel : public EveryIsa {
       floats.push_back(std::bit_cast<float>(bits));
     }
     std::vector<T> narrow(static_cast<std::size_t>(n + 1), T(7.0f));
-    kernels().of<T>().from_float(floats.data(), n, narrow.data());
+    kernels()
+        .of(kCacheFormatOf<T>)
+        .encode(row_layout(kCacheFormatOf<T>, n, 0), floats.data(),
+                reinterpret_cast<std::byte*>(narrow.data()));
     for (std::size_t i = 0; i < floats.size(); ++i) {
       const T expected(floats[i]);
       if (std::isnan(floats[i]))

@@ -14,7 +14,7 @@
 namespace mla::test {
 
 /// Where keys and values are in a row of the cache.
-struct RowLayout {
+struct KeyLayout {
   const char* name;
   Index width;
   Index key_offset, key_width;
@@ -22,7 +22,7 @@ struct RowLayout {
   Index value_offset, value_width;
 };
 
-inline constexpr RowLayout kRowLayouts[] = {
+inline constexpr KeyLayout kKeyLayouts[] = {
     {"latent 512 + 64", 576, 0, 512, 512, 64, 0, 512},
     {"latent 256 + 32", 288, 0, 256, 256, 32, 0, 256},
     {"latent 256 + 64", 320, 0, 256, 256, 64, 0, 256},
@@ -40,8 +40,8 @@ struct AttendForm {
 
   /// How it computes with keys and values of type T.
   template <StorageElement T>
-  simd::Precision precision() const noexcept {
-    return many ? precision_for<T>(kernels) : simd::Precision::float32;
+  simd::Arithmetic arithmetic() const noexcept {
+    return many ? arithmetic_for<T>(kernels) : simd::Arithmetic::float32;
   }
 };
 
@@ -76,7 +76,7 @@ template <StorageElement T>
 class AttendCase {
  public:
   /// Logits have about the standard deviation `spread`.
-  AttendCase(const RowLayout& layout, Index rows, Index keys, std::uint64_t seed,
+  AttendCase(const KeyLayout& layout, Index rows, Index keys, std::uint64_t seed,
              double spread = 2.0, Index page_rows = simd::kTileKeys)
       : layout_(layout),
         keys_(keys),
@@ -87,7 +87,7 @@ class AttendCase {
     for (Index p = 0; p < pages; ++p)
       memory_.emplace_back(static_cast<std::size_t>(page_rows * layout.width),
                            T(std::numeric_limits<float>::quiet_NaN()));
-    for (auto& page : memory_) pages_.push_back(page.data());
+    for (auto& page : memory_) pages_.push_back(reinterpret_cast<const std::byte*>(page.data()));
     for (Index k = 0; k < keys; ++k) {
       fill(k, layout.value_offset, layout.value_width);
       fill(k, layout.key_offset, layout.key_width);
@@ -119,27 +119,43 @@ class AttendCase {
     for (Index& v : visible) v -= first_key;  // may be negative, or more than there are
     const simd::QueryRows queries = {queries_.view().row(first_row), queries_.view().stride,
                                      static_cast<Index>(visible.size()), visible.data()};
-    const simd::KeyValueRows<T> keys = {.pages = pages_.data() + first_key / page_rows_,
-                                        .page_rows = page_rows_,
-                                        .row_stride = layout_.width,
-                                        .count = count,
-                                        .key_offset = layout_.key_offset,
-                                        .key_width = layout_.key_width,
-                                        .tail_offset = layout_.tail_offset,
-                                        .tail_width = layout_.tail_width,
-                                        .value_offset = layout_.value_offset,
-                                        .value_width = layout_.value_width};
-    const auto& kernels = form.kernels.of<T>();
-    if (!form.many) return kernels.attend(queries, keys, scale(), result.state());
-    const AlignedBuffer<float> scratch(static_cast<std::size_t>(kernels.attend_many_scratch(
-        queries.rows, layout_.key_width + layout_.tail_width, layout_.value_width)));
-    std::fill(scratch.begin(), scratch.end(), std::numeric_limits<float>::quiet_NaN());
-    kernels.attend_many(queries, keys, scale(), result.state(), scratch.data());
+    const simd::KeyValueRows keys = {.pages = pages_.data() + first_key / page_rows_,
+                                     .page_rows = page_rows_,
+                                     .layout = row_layout(kCacheFormatOf<T>, layout_.width, 0),
+                                     .count = count,
+                                     .key_offset = layout_.key_offset,
+                                     .key_width = layout_.key_width,
+                                     .tail_offset = layout_.tail_offset,
+                                     .tail_width = layout_.tail_width,
+                                     .value_offset = layout_.value_offset,
+                                     .value_width = layout_.value_width};
+    attend(form, queries, keys, result.state());
+  }
+
+  /// The keys of `selected` alone, in its order, for rows that see `visible` of these.
+  AttendResult run_selected(const AttendForm& form, const std::vector<Index>& visible,
+                            const std::vector<Index>& selected) const {
+    AttendResult result(static_cast<Index>(visible.size()), layout_.value_width);
+    const simd::QueryRows queries = {queries_.view().row(0), queries_.view().stride,
+                                     static_cast<Index>(visible.size()), visible.data()};
+    const simd::KeyValueRows keys = {.pages = pages_.data(),
+                                     .page_rows = page_rows_,
+                                     .layout = row_layout(kCacheFormatOf<T>, layout_.width, 0),
+                                     .count = std::ssize(selected),
+                                     .key_offset = layout_.key_offset,
+                                     .key_width = layout_.key_width,
+                                     .tail_offset = layout_.tail_offset,
+                                     .tail_width = layout_.tail_width,
+                                     .value_offset = layout_.value_offset,
+                                     .value_width = layout_.value_width,
+                                     .selected = selected.data()};
+    attend(form, queries, keys, result.state());
+    return result;
   }
 
   /// Softmax attention of one row over its first `visible` keys, in double.
   ExpectedAttention expected(Index row, Index visible,
-                             simd::Precision precision = simd::Precision::float32) {
+                             simd::Arithmetic arithmetic = simd::Arithmetic::float32) {
     return expected_attention(
         {visible, layout_.key_width + layout_.tail_width, layout_.value_width},
         static_cast<double>(scale()), [&](Index i) { return queries_.at(row, i); },
@@ -148,10 +164,24 @@ class AttendCase {
                                          ? layout_.key_offset + i
                                          : layout_.tail_offset + i - layout_.key_width);
         },
-        [&](Index k, Index c) { return element(key_row(k), layout_.value_offset + c); }, precision);
+        [&](Index k, Index c) { return element(key_row(k), layout_.value_offset + c); },
+        arithmetic);
   }
 
  private:
+  void attend(const AttendForm& form, const simd::QueryRows& queries,
+              const simd::KeyValueRows& keys, const simd::SoftmaxState& state) const {
+    const simd::CacheKernels& kernels = form.kernels.of(keys.layout.format);
+    const Index key_width = layout_.key_width + layout_.tail_width;
+    const AlignedBuffer<float> scratch(static_cast<std::size_t>(
+        form.many
+            ? kernels.attend_many_scratch(keys.layout, queries.rows, key_width, layout_.value_width)
+            : kernels.attend_scratch(keys.layout, key_width, layout_.value_width)));
+    std::fill(scratch.begin(), scratch.end(), std::numeric_limits<float>::quiet_NaN());
+    (form.many ? kernels.attend_many : kernels.attend)(queries, keys, scale(), state,
+                                                       scratch.data());
+  }
+
   static double element(const T* row, Index i) noexcept {
     return static_cast<double>(static_cast<float>(row[i]));
   }
@@ -161,12 +191,12 @@ class AttendCase {
       key_row(k)[offset + i] = static_cast<T>(static_cast<float>(random_.unit()));
   }
 
-  RowLayout layout_;
+  KeyLayout layout_;
   Index keys_, page_rows_;
   Random random_;
   GuardedMatrix<float> queries_;
   std::vector<std::vector<T>> memory_;
-  std::vector<const T*> pages_;
+  std::vector<const std::byte*> pages_;
 };
 
 }  // namespace mla::test

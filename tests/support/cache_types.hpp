@@ -5,7 +5,7 @@
 
 #include <string>
 
-#include "mla/core/tensor.hpp"
+#include "mla/core/cache_format.hpp"
 
 namespace mla::test {
 
@@ -15,7 +15,7 @@ using CacheTypes = ::testing::Types<float, bfloat16, float16>;
 struct TypeNames {
   template <class T>
   static std::string GetName(int) {
-    return name_of(kDTypeOf<T>);
+    return std::string(name_of(kCacheFormatOf<T>));
   }
 };
 

@@ -12,10 +12,10 @@ namespace mla::test {
 
 /// All instruction sets that this machine can run and that compute with no less than `precision`,
 /// weakest first.
-inline std::vector<simd::Isa> supported_isas(Precision precision = Precision::bfloat16) {
+inline std::vector<simd::Isa> supported_isas(Arithmetic precision = Arithmetic::bfloat16) {
   std::vector<simd::Isa> isas;
   for (simd::Isa isa : simd::kAllIsas)
-    if (simd::is_supported(isa) && simd::precision_of(isa) <= precision) isas.push_back(isa);
+    if (simd::is_supported(isa) && simd::arithmetic_of(isa) <= precision) isas.push_back(isa);
   return isas;
 }
 

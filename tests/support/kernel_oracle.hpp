@@ -70,15 +70,15 @@ struct Expected {
 
   /// The bound where one factor of each product was rounded to bfloat16, by at most 2^-9 of it:
   /// errors that add up as the root of their squares, at seven times their standard deviation.
-  double bound_of(simd::Precision precision) const noexcept {
-    return precision == simd::Precision::bfloat16 ? bound + 4.0 * 0x1p-9 * norm : bound;
+  double bound_of(simd::Arithmetic arithmetic) const noexcept {
+    return arithmetic == simd::Arithmetic::bfloat16 ? bound + 4.0 * 0x1p-9 * norm : bound;
   }
 };
 
 /// How a table's kernels for elements of type T compute.
 template <StorageElement T>
-simd::Precision precision_for(const simd::Kernels& kernels) noexcept {
-  return std::is_same_v<T, bfloat16> ? simd::precision_of(kernels.isa) : simd::Precision::float32;
+simd::Arithmetic arithmetic_for(const simd::Kernels& kernels) noexcept {
+  return std::is_same_v<T, bfloat16> ? simd::arithmetic_of(kernels.isa) : simd::Arithmetic::float32;
 }
 
 /// sum_i a(i) * b(i). Each of at least 4 lanes adds n / 4 products, then the lanes are added, each
@@ -119,7 +119,7 @@ struct AttentionSizes {
 template <class Query, class Key, class Value>
 ExpectedAttention expected_attention(const AttentionSizes& sizes, double scale, const Query& query,
                                      const Key& key, const Value& value,
-                                     simd::Precision precision) {
+                                     simd::Arithmetic arithmetic) {
   ExpectedAttention expected{std::vector<double>(static_cast<std::size_t>(sizes.value_width))};
   if (sizes.keys == 0) return expected;
   std::vector<double> logits;
@@ -130,7 +130,7 @@ ExpectedAttention expected_attention(const AttentionSizes& sizes, double scale, 
     peak = std::max(peak, logits.back());
     // Scaling, taking off the maximum and the constants round by 2^-24 of the logit each.
     expected.logit_bound = std::max(
-        expected.logit_bound, scale * dot.bound_of(precision) + std::abs(logits.back()) * 0x1p-21);
+        expected.logit_bound, scale * dot.bound_of(arithmetic) + std::abs(logits.back()) * 0x1p-21);
     for (Index c = 0; c < sizes.value_width; ++c)
       largest = std::max(largest, std::abs(value(k, c)));
   }
@@ -148,7 +148,7 @@ ExpectedAttention expected_attention(const AttentionSizes& sizes, double scale, 
   expected.bound = largest * (2.0 * (expected.logit_bound + 2e-7) +
                               4.0 * std::sqrt(static_cast<double>(sizes.keys)) * 0x1p-24);
   // Weights rounded to bfloat16, but not in the sum that they are divided by.
-  if (precision == simd::Precision::bfloat16) expected.bound += largest * 0x1p-9;
+  if (arithmetic == simd::Arithmetic::bfloat16) expected.bound += largest * 0x1p-9;
   return expected;
 }
 

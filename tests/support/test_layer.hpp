@@ -18,9 +18,9 @@
 namespace mla::test {
 
 struct WeightOptions {
-  DType dtype = DType::float32;
-  bool mixed_dtypes = false;  ///< each tensor has a type of its own; `dtype` does not matter
-  bool split = false;         ///< the parts of fused matrices one by one, as the lesson stores them
+  WeightFormat format = WeightFormat::float32;
+  bool mixed_formats = false;  ///< each tensor has a format of its own; `format` does not matter
+  bool split = false;  ///< the parts of fused matrices one by one, as the lesson stores them
   bool biases = false;
 };
 
@@ -74,17 +74,19 @@ class RandomWeights {
   WeightView norm(Index n) { return tensor(1, n, 0.3, 1.0); }
 
   WeightView tensor(Index rows, Index cols, double scale, double center = 0.0) {
-    DType dtype = options_.dtype;
-    if (options_.mixed_dtypes)
-      dtype = random_.one_of({DType::float32, DType::bfloat16, DType::float16});
-    switch (dtype) {
-      case DType::bfloat16:
-        return tensor_of<bfloat16>(rows, cols, scale, center);
-      case DType::float16:
-        return tensor_of<float16>(rows, cols, scale, center);
-      default:
+    WeightFormat format = options_.format;
+    if (options_.mixed_formats)
+      format =
+          random_.one_of({WeightFormat::float32, WeightFormat::bfloat16, WeightFormat::float16});
+    switch (format) {
+      case WeightFormat::float32:
         return tensor_of<float>(rows, cols, scale, center);
+      case WeightFormat::bfloat16:
+        return tensor_of<bfloat16>(rows, cols, scale, center);
+      case WeightFormat::float16:
+        return tensor_of<float16>(rows, cols, scale, center);
     }
+    __builtin_unreachable();
   }
 
   // Begins one element after an aligned address: a mapped file promises no more.
@@ -94,7 +96,7 @@ class RandomWeights {
     AlignedBuffer<std::byte> memory((elements.size() + 1) * sizeof(T));
     std::memcpy(memory.data() + sizeof(T), elements.data(), elements.size() * sizeof(T));
     memory_.push_back(std::move(memory));
-    return {memory_.back().data() + sizeof(T), kDTypeOf<T>, rows, cols};
+    return {memory_.back().data() + sizeof(T), kWeightFormatOf<T>, rows, cols};
   }
 
   WeightOptions options_;
@@ -126,6 +128,11 @@ struct TestLayer {
 DoubleMatrix reference_output(const TestLayer& layer, const RowMajorMatrix& x,
                               std::span<const Index> positions,
                               std::span<const std::uint8_t> mask = {});
+
+/// The same where token t sees key s if selected(t, s), [tokens, tokens], is 1.
+DoubleMatrix reference_output_of_selection(const TestLayer& layer, const RowMajorMatrix& x,
+                                           std::span<const Index> positions,
+                                           MatrixView<const std::uint8_t> selected);
 
 /// What reference::forward computes.
 struct ReferenceResult {
@@ -162,9 +169,9 @@ inline std::vector<Index> with_gaps(Index count, Index largest_gap, Random& rand
 }
 
 /// The output for x, appended to `cache`. What forward() leaves unwritten is NaN.
-template <StorageElement T>
-RowMajorMatrix run(const TestLayer& layer, const Eigen::Ref<const RowMajorMatrix>& x,
-                   LatentKVCache<T>& cache, Context& context, const ForwardOptions& options = {}) {
+inline RowMajorMatrix run(const TestLayer& layer, const Eigen::Ref<const RowMajorMatrix>& x,
+                          LatentCache& cache, Context& context,
+                          const ForwardOptions& options = {}) {
   RowMajorMatrix out =
       RowMajorMatrix::Constant(x.rows(), x.cols(), std::numeric_limits<float>::quiet_NaN());
   layer.layer.forward(x, cache, out, context, options);
@@ -180,25 +187,27 @@ RowMajorMatrix run_fresh(const TestLayer& layer, const Eigen::Ref<const RowMajor
 }
 
 /// Everything that can be seen of a cache's tokens, to compare by ==.
-template <StorageElement T>
 struct CacheContents {
-  explicit CacheContents(const LatentKVCache<T>& cache)
+  explicit CacheContents(const LatentCache& cache)
       : positions(cache.positions().begin(), cache.positions().end()),
         next_position(cache.next_position()),
         bytes_used(cache.bytes_used()) {
-    for (Index i = 0; i < cache.size(); ++i)
-      for (Index c = 0; c < cache.rows().row_width(); ++c) {
-        const T element = cache.row(i)[c];
-        const auto* bytes = reinterpret_cast<const unsigned char*>(&element);
-        rows.insert(rows.end(), bytes, bytes + sizeof(T));
-      }
+    for (Index i = 0; i < cache.size(); ++i) {
+      add(cache.rows(), i);
+      if (cache.index_keys()) add(*cache.index_keys(), i);
+    }
   }
   bool operator==(const CacheContents&) const = default;
 
   std::vector<Index> positions;
   Index next_position;
   std::size_t bytes_used;
-  std::vector<unsigned char> rows;
+  std::vector<std::byte> rows;
+
+ private:
+  void add(const PagedRows& from, Index i) {
+    rows.insert(rows.end(), from.row(i), from.row(i) + from.layout().bytes);
+  }
 };
 
 }  // namespace mla::test

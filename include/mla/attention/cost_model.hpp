@@ -6,6 +6,7 @@
 #include "mla/core/config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/simd/isa.hpp"
+#include "mla/simd/kernels.hpp"
 
 namespace mla {
 
@@ -44,44 +45,87 @@ inline AttentionCost attention_cost(const AttentionConfig& config, Index past,
 struct AttentionSpeed {
   double project;         ///< W_UK and W_UV on queries and their results
   double decompress;      ///< W_UK and W_UV on cached latents
-  double attend_latents;  ///< queries on latents
-  double attend_rows;     ///< the same, each query for itself: rotary keys are not shared
-  double attend_heads;    ///< queries on decompressed keys and values
-  double pack;            ///< latents to what the kernels read, once for each group of rows
+  double attend_latents;  ///< absorbed attention, keys shared by all heads
+  double attend_rows;     ///< absorbed attention, a rotary key per head
+  double attend_heads;    ///< attention on decompressed keys and values
+  double pack;            ///< latents to what the kernels read, once per group of rows
   double tile_keys;       ///< number of keys that are computed together if one of them is seen
 };
 
-/// The speed of an instruction set's kernels. Fitted to BM_AttentionForms on one machine (see
-/// docs/performance.md). The ratios of NEON and of the scalar kernels were never measured and are
-/// taken to be those of AVX2, with BFMMLA to be twice as fast.
-constexpr AttentionSpeed attention_speed(simd::Isa isa) noexcept {
+/// The speed of an instruction set's kernels that round as `arithmetic` says. Fitted to
+/// BM_AttentionForms on one machine (see docs/performance.md). The ratios of NEON and of the scalar
+/// kernels were never measured and are taken to be those of AVX2, with BFMMLA to be twice as fast.
+constexpr AttentionSpeed attention_speed(simd::Isa isa, simd::Arithmetic arithmetic) noexcept {
+  constexpr AttentionSpeed kAvx512 = {.project = 123,
+                                      .decompress = 161,
+                                      .attend_latents = 222,
+                                      .attend_rows = 53,
+                                      .attend_heads = 155,
+                                      .pack = 5.0,
+                                      .tile_keys = 64};
+  constexpr AttentionSpeed kAvx2 = {.project = 68,
+                                    .decompress = 95,
+                                    .attend_latents = 109,
+                                    .attend_rows = 40,
+                                    .attend_heads = 80,
+                                    .pack = 3.6,
+                                    .tile_keys = 64};
+  const bool float32 = arithmetic == simd::Arithmetic::float32;
   switch (isa) {
     case simd::Isa::avx512:
-      return {123, 161, 222, 53, 155, 5.0, 64};
+      return kAvx512;
     case simd::Isa::avx512_bf16:
-      return {130, 97, 113, 53, 102, 4.0, 256};
+      if (float32) return kAvx512;
+      return {.project = 130,
+              .decompress = 97,
+              .attend_latents = 113,
+              .attend_rows = 53,
+              .attend_heads = 102,
+              .pack = 4.0,
+              .tile_keys = 256};
     case simd::Isa::amx:
-      return {190, 630, 1430, 53, 427, 5.0, 256};
+      if (float32) return kAvx512;
+      return {.project = 190,
+              .decompress = 630,
+              .attend_latents = 1430,
+              .attend_rows = 53,
+              .attend_heads = 427,
+              .pack = 5.0,
+              .tile_keys = 256};
     case simd::Isa::neon_bf16:
-      return {68, 190, 218, 40, 160, 3.6, 256};
-    default:
-      return {68, 95, 109, 40, 80, 3.6, 64};
+      if (float32) return kAvx2;
+      return {.project = 68,
+              .decompress = 190,
+              .attend_latents = 218,
+              .attend_rows = 40,
+              .attend_heads = 160,
+              .pack = 3.6,
+              .tile_keys = 256};
+    case simd::Isa::scalar:
+    case simd::Isa::avx2:
+    case simd::Isa::neon:
+      return kAvx2;
   }
+  __builtin_unreachable();
 }
 
-/// The same for weights and a cache of these types: those of bfloat16 have kernels of their own in
-/// some instruction sets.
-constexpr AttentionSpeed attention_speed(simd::Isa isa, DType weights, DType cache) noexcept {
-  const auto of = [isa](DType type) {
-    if (type == DType::bfloat16 || simd::precision_of(isa) == simd::Precision::float32)
-      return attention_speed(isa);
-    return attention_speed(isa == simd::Isa::neon_bf16 ? simd::Isa::neon : simd::Isa::avx512);
-  };
-  AttentionSpeed speed = of(cache);
-  speed.project = of(weights).project;
-  speed.decompress = of(weights).decompress;
-  if (cache == DType::float32) speed.pack = std::numeric_limits<double>::infinity();  // not needed
+/// The same where products with weights and with the cache round differently.
+constexpr AttentionSpeed attention_speed(simd::Isa isa, simd::Arithmetic weights,
+                                         simd::Arithmetic rows, CacheFormat cache) noexcept {
+  const AttentionSpeed products = attention_speed(isa, weights);
+  AttentionSpeed speed = attention_speed(isa, rows);
+  speed.project = products.project;
+  speed.decompress = products.decompress;
+  // Rows of float32 are read where they lie.
+  if (cache == CacheFormat::float32) speed.pack = std::numeric_limits<double>::infinity();
   return speed;
+}
+
+/// The same for weights and a cache of these formats, each with its own entry of the table.
+inline AttentionSpeed attention_speed(const simd::Kernels& kernels, WeightFormat weights,
+                                      CacheFormat cache) noexcept {
+  return attention_speed(kernels.isa, kernels.of(weights).arithmetic, kernels.of(cache).arithmetic,
+                         cache);
 }
 
 /// The time of the two forms, in nanoseconds of a core, as attention_cost().

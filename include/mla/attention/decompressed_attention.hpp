@@ -2,28 +2,33 @@
 #define MLA_ATTENTION_DECOMPRESSED_ATTENTION_HPP_
 
 #include <algorithm>
-#include <new>
+#include <cstddef>
 #include <span>
-#include <type_traits>
 
 #include "mla/attention/cached_tokens.hpp"
-#include "mla/attention/context.hpp"
+#include "mla/attention/check_batch.hpp"
 #include "mla/attention/low_rank.hpp"
-#include "mla/attention/softmax_rows.hpp"
+#include "mla/core/cache_format.hpp"
 #include "mla/core/config.hpp"
+#include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/softmax_rows.hpp"
 #include "mla/simd/kernels.hpp"
 
 namespace mla {
 
-/// Causal attention with keys and values that are made from the latents, head by head and a block
-/// of the cache at a time, and used by all queries of the sequence. Memory is a block, and one
-/// head's queries and results, for each worker.
+/// Causal attention with keys and values that are made from the latents, a block of the cache at a
+/// time, and used by all queries of the sequence. The latents of a block are widened and packed
+/// once for all heads; a span of blocks is held at a time. Caches of a batch may be of different
+/// formats.
 ///   queries [tokens, heads * (nope + rope)]
 ///   values  [tokens, heads * v]
 ///   log_sum_exp [tokens, heads]  of the scaled scores, -inf where no key was seen; empty: not
 ///                                wanted (see merge_attention.hpp)
-template <StorageElement T>
+/// Throws std::invalid_argument for shapes and caches that do not fit, and for tokens that see
+/// selected rows: each would need keys and values of its own, which absorbed attention does
+/// without.
 class DecompressedAttention {
  public:
   DecompressedAttention(const AttentionConfig& config, double softmax_scale,
@@ -32,124 +37,176 @@ class DecompressedAttention {
         softmax_scale_(static_cast<float>(softmax_scale)),
         decompression_(decompression) {}
 
-  void forward(std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
+  void forward(std::span<const CachedTokens> batch, MatrixView<const float> queries,
                MatrixView<float> values, Context& context,
                MatrixView<float> log_sum_exp = {}) const {
-    if constexpr (std::is_same_v<T, bfloat16>)
-      if (simd::precision_of(context.kernels().isa) == simd::Precision::bfloat16)
-        return attend<bfloat16>(batch, queries, values, log_sum_exp, context);
-    attend<float>(batch, queries, values, log_sum_exp, context);
+    const Index heads = config_.num_attention_heads, tokens = queries.rows;
+    require_matrix("queries", queries, tokens, heads * config_.qk_head_dim());
+    require_matrix("values", values, tokens, heads * config_.v_head_dim);
+    if (log_sum_exp.data) require_matrix("log_sum_exp", log_sum_exp, tokens, heads);
+    check_batch(config_, batch, tokens);
+    for (std::size_t s = 0; s < batch.size(); ++s)
+      require(!batch[s].selected, "sequence ", s,
+              " has tokens that see selected rows, which decompressed attention does not take");
+    for (const CachedTokens& sequence : batch) {
+      const Call call = {sequence, queries.row_range(sequence.first_token, sequence.tokens),
+                         values.row_range(sequence.first_token, sequence.tokens),
+                         log_sum_exp.data
+                             ? log_sum_exp.row_range(sequence.first_token, sequence.tokens)
+                             : log_sum_exp};
+      if (sequence.tokens > 0) attend(call, context);
+    }
   }
 
  private:
   // Keys that are decompressed at a time: a multiple of what the kernels take at a time.
   static constexpr Index kBlockKeys = 4 * simd::kTileKeys;
+  // Blocks whose latents are held, widened and packed.
+  static constexpr Index kSpanBlocks = 8, kSpanKeys = kSpanBlocks * kBlockKeys;
 
-  // Memory of one worker. D is the type of decompressed rows.
-  template <class D>
-  struct Scratch {
-    Scratch(const AttentionConfig& config, Index tokens, const LatentDecompression& decompression,
-            Context& context)
-        : latents(context.workspace().take_matrix<float>(kBlockKeys, config.kv_lora_rank)),
-          made(context.workspace().take_matrix<float>(kBlockKeys,
-                                                      config.qk_head_dim() + config.v_head_dim)),
-          linear(
-              context.workspace().take<float>(decompression.scratch_floats(kBlockKeys, context))),
-          visible(context.workspace().take<Index>(tokens)),
-          softmax(context.workspace().take_matrix<float>(tokens, config.v_head_dim),
-                  context.workspace()),
-          kernel(context.workspace().take<float>(context.kernels().of<D>().attend_many_scratch(
-              tokens, config.qk_head_dim(), config.v_head_dim))) {
-      if constexpr (std::is_same_v<D, float>)
-        rows = made;
-      else
-        rows = context.workspace().take_matrix<D>(kBlockKeys, made.cols);
-    }
-
-    MatrixView<float> latents;  // [block, rank]
-    MatrixView<float> made;     // [block, nope | rope | v] keys and values of one head
-    MatrixView<D> rows;         // the same as D
-    float* linear;              // of decompress()
-    Index* visible;             // [tokens] keys of the block, and after it, that a token sees
-    SoftmaxRows softmax;        // [tokens, v]
-    float* kernel;              // of attend_many()
+  // One sequence.
+  struct Call {
+    const CachedTokens& sequence;
+    MatrixView<const float> queries;  // [tokens, heads * (nope + rope)]
+    MatrixView<float> values;         // [tokens, heads * v]
+    MatrixView<float> log_sum_exp;    // [tokens, heads], or empty
   };
 
-  template <class D>
-  void attend(std::span<const CachedTokens<T>> batch, MatrixView<const float> queries,
-              MatrixView<float> values, MatrixView<float> log_sum_exp, Context& context) const {
+  // Some blocks of the cache, as all heads read them.
+  struct Span {
+    MatrixView<float> rows;    // [keys, cache row width] in float32
+    MatrixView<float> packed;  // [blocks, packed_floats] latents as the projections want them
+  };
+
+  // Memory of one worker.
+  struct Scratch {
+    MatrixView<float> made;  // [block, nope | rope | v] keys and values of one head
+    std::byte* encoded;      // the same as the kernels want them, unless that is float32
+    Index* visible;          // [tokens] keys of the block, and after it, that a token sees
+    float* linear;           // of decompress()
+    float* kernel;           // of attend_many()
+  };
+
+  // The kernels that compute with decompressed rows, and how these lie.
+  struct MadeRows {
+    const simd::CacheKernels& kernels;
+    RowLayout layout;
+  };
+
+  // As exact as the kernels of the cache: what they round, decompressed rows may be rounded to.
+  MadeRows made_rows(CacheFormat cache, const simd::Kernels& kernels) const {
+    const bool rounds = kernels.of(cache).arithmetic != simd::Arithmetic::float32;
+    const CacheFormat format = rounds ? CacheFormat::bfloat16 : CacheFormat::float32;
+    return {kernels.of(format), row_layout(format, config_.qk_head_dim() + config_.v_head_dim, 0)};
+  }
+
+  Scratch take_scratch(const MadeRows& made, Index tokens, Context& context) const {
+    Workspace& workspace = context.workspace();
+    return {workspace.take_matrix<float>(kBlockKeys, made.layout.width()),
+            workspace.take<std::byte>(kBlockKeys * made.layout.bytes),
+            workspace.take<Index>(tokens), workspace.take<float>(context.kernels().linear_scratch),
+            workspace.take<float>(made.kernels.attend_many_scratch(
+                made.layout, tokens, config_.qk_head_dim(), config_.v_head_dim))};
+  }
+
+  void attend(const Call& call, Context& context) const {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
-    Index tokens = 0;
-    for (const CachedTokens<T>& sequence : batch) tokens = std::max(tokens, sequence.tokens);
-    const Index workers = context.executor().concurrency();
-    Scratch<D>* scratch = workspace.take<Scratch<D>>(workers);
-    for (Index w = 0; w < workers; ++w)
-      new (scratch + w) Scratch<D>(config_, tokens, decompression_, context);
+    const Index tokens = call.sequence.tokens, size = call.sequence.cache->size();
+    const Index heads = config_.num_attention_heads, workers = context.executor().concurrency();
+    const MadeRows made = made_rows(call.sequence.cache->format(), context.kernels());
+    Scratch* const scratch = workspace.take<Scratch>(workers);
+    for (Index w = 0; w < workers; ++w) scratch[w] = take_scratch(made, tokens, context);
+    // As much as the cache may need before it grows: decoding allocates nothing until then.
+    const Index most = call.sequence.cache->rows().capacity();
+    const Span span = {
+        workspace.take_matrix<float>(std::min(kSpanKeys, most), config_.cache_row_width()),
+        workspace.take_matrix<float>(kSpanBlocks,
+                                     decompression_.packed_floats(kBlockKeys, context))};
+    // Sums go on from span to span: each head's are kept, unless there is one span only.
+    const Index states = most > kSpanKeys ? heads : workers;
+    const SoftmaxRows softmax(workspace.take_matrix<float>(states * tokens, config_.v_head_dim),
+                              workspace);
 
-    const Index heads = config_.num_attention_heads;
-    const Index tasks = static_cast<Index>(batch.size()) * heads;
-    context.executor().parallel_for(tasks, [&](Index task, Index worker) {
-      attend_head(batch[static_cast<std::size_t>(task / heads)], task % heads, queries, values,
-                  log_sum_exp, scratch[worker], context);
-    });
-  }
-
-  template <class D>
-  void attend_head(const CachedTokens<T>& sequence, Index h, MatrixView<const float> queries,
-                   MatrixView<float> values, MatrixView<float> log_sum_exp,
-                   const Scratch<D>& scratch, const Context& context) const noexcept {
-    if (sequence.tokens == 0) return;
-    const Index qk = config_.qk_head_dim(), v = config_.v_head_dim;
-    scratch.softmax.start(0, sequence.tokens);
-    for (Index first = 0; first < sequence.cache->size(); first += kBlockKeys) {
-      const Index count = std::min(kBlockKeys, sequence.cache->size() - first);
-      decompress(*sequence.cache, first, count, h, scratch, context);
-      // Tokens from before the block see nothing of it.
-      const Index skip = std::max<Index>(0, first - sequence.past());
-      const Index rows = sequence.tokens - skip;
-      for (Index i = 0; i < rows; ++i) scratch.visible[i] = sequence.visible(skip + i) - first;
-      const simd::KeyValueRows<D> keys = {.pages = &scratch.rows.data,
-                                          .page_rows = kBlockKeys,
-                                          .row_stride = scratch.rows.stride,
-                                          .count = count,
-                                          .key_offset = 0,
-                                          .key_width = qk,
-                                          .tail_offset = 0,
-                                          .tail_width = 0,
-                                          .value_offset = qk,
-                                          .value_width = v};
-      const float* query = queries.row(sequence.first_token + skip) + h * qk;
-      context.kernels().of<D>().attend_many({query, queries.stride, rows, scratch.visible}, keys,
-                                            softmax_scale_, scratch.softmax.state(skip),
-                                            scratch.kernel);
-    }
-    for (Index i = 0; i < sequence.tokens; ++i) {
-      const Index token = sequence.first_token + i;
-      const auto total = scratch.softmax.finish(i, values.row(token) + h * v);
-      if (log_sum_exp.data) log_sum_exp(token, h) = total.log_sum_exp();
+    for (Index first = 0; first < size || first == 0; first += kSpanKeys) {
+      const Index count = std::min(kSpanKeys, size - first);
+      context.executor().parallel_for((count + kBlockKeys - 1) / kBlockKeys, [&](Index b, Index) {
+        widen_block(*call.sequence.cache, first, b, count, span, context);
+      });
+      context.executor().parallel_for(heads, [&](Index h, Index worker) {
+        const Index state = (states == heads ? h : worker) * tokens;
+        if (first == 0) softmax.start(state, tokens);
+        for (Index b = 0; b * kBlockKeys < count; ++b)
+          attend_block(call, first + b * kBlockKeys, span, b, count, h, made, softmax, state,
+                       scratch[worker], context);
+        if (first + count == size) finish(call, h, softmax, state);
+      });
     }
   }
 
-  // Keys and values of head h of cached tokens [first, + count) to scratch.rows.
-  template <class D>
-  void decompress(const LatentKVCache<T>& cache, Index first, Index count, Index h,
-                  const Scratch<D>& scratch, const Context& context) const noexcept {
-    const auto& kernels = context.kernels().of<T>();
-    const Index rope = config_.qk_rope_head_dim, nope = config_.qk_nope_head_dim;
-    const Index rope_key = config_.kv_lora_rank + (config_.rope_key_per_head ? h * rope : 0);
-    for (Index k = 0; k < count; ++k) {
-      const T* row = cache.row(first + k);
-      kernels.to_float(row, config_.kv_lora_rank, scratch.latents.row(k));
-      kernels.to_float(row + rope_key, rope, scratch.made.row(k) + nope);
+  // Rows of block b of a span that begins at cached token `first` and has `count`.
+  void widen_block(const LatentCache& cache, Index first, Index b, Index count, const Span& span,
+                   const Context& context) const noexcept {
+    const Index begin = b * kBlockKeys, keys = std::min(kBlockKeys, count - begin);
+    for (Index k = begin; k < begin + keys; ++k)
+      context.kernels()
+          .of(cache.format())
+          .widen(cache.layout(), cache.rows().row(first + k), span.rows.row(k));
+    decompression_.pack(span.rows.row_range(begin, keys).col_range(0, config_.kv_lora_rank),
+                        span.packed.row(b), context);
+  }
+
+  // Queries of head h on block b of the span, whose first key is cached token `first`.
+  void attend_block(const Call& call, Index first, const Span& span, Index b, Index count, Index h,
+                    const MadeRows& made, const SoftmaxRows& softmax, Index state,
+                    const Scratch& scratch, const Context& context) const noexcept {
+    const Index keys = std::min(kBlockKeys, count - b * kBlockKeys);
+    decompress(span.rows.row_range(b * kBlockKeys, keys), span.packed.row(b), h,
+               scratch.made.row_range(0, keys), scratch.linear, context);
+    const bool encoded = made.layout.format != CacheFormat::float32;
+    for (Index k = 0; encoded && k < keys; ++k)
+      made.kernels.encode(made.layout, scratch.made.row(k),
+                          scratch.encoded + k * made.layout.bytes);
+    // Tokens from before the block see nothing of it.
+    const Index skip = std::max<Index>(0, first - call.sequence.past());
+    const Index rows = call.sequence.tokens - skip;
+    for (Index i = 0; i < rows; ++i) scratch.visible[i] = call.sequence.visible(skip + i) - first;
+    const std::byte* const page =
+        encoded ? scratch.encoded : reinterpret_cast<const std::byte*>(scratch.made.data);
+    const Index qk = config_.qk_head_dim();
+    made.kernels.attend_many(
+        {call.queries.row(skip) + h * qk, call.queries.stride, rows, scratch.visible},
+        {.pages = &page,
+         .page_rows = kBlockKeys,
+         .layout = made.layout,
+         .count = keys,
+         .key_offset = 0,
+         .key_width = qk,
+         .tail_offset = 0,
+         .tail_width = 0,
+         .value_offset = qk,
+         .value_width = config_.v_head_dim},
+        softmax_scale_, softmax.state(state + skip), scratch.kernel);
+  }
+
+  // rows [keys, cache row width] -> made [keys, nope | rope | v] of head h.
+  void decompress(MatrixView<const float> rows, const float* packed, Index h,
+                  MatrixView<float> made, float* scratch, const Context& context) const noexcept {
+    const Index rank = config_.kv_lora_rank, nope = config_.qk_nope_head_dim;
+    const Index rope = config_.qk_rope_head_dim;
+    const Index rope_key = rank + (config_.rope_key_per_head ? h * rope : 0);
+    for (Index k = 0; k < rows.rows; ++k)
+      std::copy_n(rows.row(k) + rope_key, rope, made.row(k) + nope);
+    decompression_.decompress(rows.col_range(0, rank), packed, h, made.col_range(0, nope),
+                              made.col_range(config_.qk_head_dim(), config_.v_head_dim), scratch,
+                              context);
+  }
+
+  void finish(const Call& call, Index h, const SoftmaxRows& softmax, Index state) const noexcept {
+    for (Index i = 0; i < call.sequence.tokens; ++i) {
+      const auto total = softmax.finish(state + i, call.values.row(i) + h * config_.v_head_dim);
+      if (call.log_sum_exp.data) call.log_sum_exp(i, h) = total.log_sum_exp();
     }
-    const auto made = scratch.made.row_range(0, count);
-    decompression_.decompress(scratch.latents.row_range(0, count), h, made.col_range(0, nope),
-                              made.col_range(config_.qk_head_dim(), config_.v_head_dim),
-                              scratch.linear, context);
-    if constexpr (!std::is_same_v<D, float>)
-      for (Index k = 0; k < count; ++k)
-        context.kernels().of<D>().from_float(made.row(k), made.cols, scratch.rows.row(k));
   }
 
   AttentionConfig config_;

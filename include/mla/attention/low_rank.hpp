@@ -3,23 +3,19 @@
 
 #include <algorithm>
 
-#include "mla/attention/context.hpp"
-#include "mla/attention/linear.hpp"
-#include "mla/attention/rms_norm.hpp"
 #include "mla/attention/weights.hpp"
 #include "mla/core/config.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/linear.hpp"
+#include "mla/ops/rms_norm.hpp"
+#include "mla/ops/rope.hpp"
 
 // The low-rank projections of MLA (DeepSeek-V2, section 2.1): queries and the pair of keys and
 // values pass through a narrow latent each. Only the latter is cached.
 
 namespace mla {
-
-/// cos and sin [tokens, qk_rope_head_dim / 2] of the tokens of a call.
-struct RotaryTables {
-  MatrixView<float> cos;
-  MatrixView<float> sin;
-};
 
 /// Hidden states to queries: q_a_proj, norm, q_b_proj; or q_proj alone where q_lora_rank is 0.
 class LowRankQuery {
@@ -35,9 +31,12 @@ class LowRankQuery {
   }
 
   /// x [tokens, hidden_size] -> queries [tokens, heads * (nope + rope)], by head [nope | rope], the
-  /// rotary part rotated.
+  /// rotary part rotated. Throws std::invalid_argument for other shapes.
   void forward(MatrixView<const float> x, const RotaryTables& rotary, MatrixView<float> queries,
                Context& context) const {
+    require_matrix("x", x, x.rows, config_.hidden_size);
+    require_tables(rotary, x.rows, config_.qk_rope_head_dim);
+    require_matrix("queries", queries, x.rows, config_.num_attention_heads * config_.qk_head_dim());
     const Workspace::Scope scope(context.workspace());
     MatrixView<const float> latent = x;
     if (compress_) {
@@ -93,9 +92,15 @@ class LatentCompression {
         rope_keys_(weights.k_rope_proj),
         norm_(weights.kv_a_layernorm, config.kv_a_layernorm_eps) {}
 
+  explicit operator bool() const noexcept { return bool(norm_); }
+
   /// x [tokens, hidden_size] -> rows [tokens, kv_lora_rank + rope_key_width] as they are cached.
+  /// Throws std::invalid_argument for other shapes.
   void forward(MatrixView<const float> x, const RotaryTables& rotary, MatrixView<float> rows,
                Context& context) const {
+    require_matrix("x", x, x.rows, config_.hidden_size);
+    require_tables(rotary, x.rows, config_.qk_rope_head_dim);
+    require_matrix("rows", rows, x.rows, config_.cache_row_width());
     const Index rank = config_.kv_lora_rank;
     if (fused_) {
       fused_.forward(x, rows, context);
@@ -134,94 +139,94 @@ class LatentDecompression {
         value_head_stride_(weights.split_kv_b() ? config.v_head_dim : key_head_stride_),
         first_value_row_(weights.split_kv_b() ? 0 : config.qk_nope_head_dim) {}
 
-  /// Type of kv_b_proj.
-  DType dtype() const noexcept { return keys_.dtype; }
+  /// Format of kv_b_proj.
+  WeightFormat format() const noexcept { return keys_.format; }
 
   /// queries [tokens, heads * (nope + rope)] -> latent_queries [tokens, heads * (rank + rope)], by
-  /// head [q_nope * W_UK | q_rope].
+  /// head [q_nope * W_UK | q_rope]. Throws std::invalid_argument for other shapes.
   void absorb(MatrixView<const float> queries, MatrixView<float> latent_queries,
               Context& context) const {
     const Index nope = config_.qk_nope_head_dim, rope = config_.qk_rope_head_dim;
-    const Index rank = config_.kv_lora_rank;
-    context.executor().parallel_for(config_.num_attention_heads, [&](Index h, Index) {
+    const Index rank = config_.kv_lora_rank, heads = config_.num_attention_heads;
+    require_matrix("queries", queries, queries.rows, heads * (nope + rope));
+    require_matrix("latent_queries", latent_queries, queries.rows, heads * (rank + rope));
+    const Workspace::Scope scope(context.workspace());
+    const auto scratch = linear_scratch(context);
+    const simd::LinearKernels& kernels = context.kernels().of(keys_.format);
+    context.executor().parallel_for(heads, [&](Index h, Index worker) {
       const auto query = queries.col_range(h * (nope + rope), nope + rope);
       const auto latent_query = latent_queries.col_range(h * (rank + rope), rank + rope);
-      visit(keys_, [&](auto weight) {
-        kernels(weight, context)
-            .linear_transposed(query.col_range(0, nope), key_head(weight, h),
-                               latent_query.col_range(0, rank));
-      });
+      kernels.linear_transposed(query.col_range(0, nope), key_head(h),
+                                latent_query.col_range(0, rank), scratch.row(worker));
       for (Index t = 0; t < query.rows; ++t)
         std::copy_n(query.row(t) + nope, rope, latent_query.row(t) + rank);
     });
   }
 
   /// latent_values [tokens, heads * rank] -> values [tokens, heads * v], by W_UV of each head.
+  /// Throws std::invalid_argument for other shapes.
   void project_values(MatrixView<const float> latent_values, MatrixView<float> values,
                       Context& context) const {
     const Index rank = config_.kv_lora_rank, v = config_.v_head_dim;
+    const Index heads = config_.num_attention_heads;
+    require_matrix("latent_values", latent_values, latent_values.rows, heads * rank);
+    require_matrix("values", values, latent_values.rows, heads * v);
     const Workspace::Scope scope(context.workspace());
-    const auto scratch = context.workspace().take_matrix<float>(
-        context.executor().concurrency(), scratch_floats(latent_values.rows, context));
-    context.executor().parallel_for(config_.num_attention_heads, [&](Index h, Index worker) {
-      visit(values_, [&](auto weight) {
-        const auto latents = latent_values.col_range(h * rank, rank);
-        const float* packed = pack(weight, latents, scratch.row(worker), context);
-        kernels(weight, context)
-            .linear(latents, packed, value_head(weight, h), values.col_range(h * v, v),
-                    scratch.row(worker));
-      });
+    const auto scratch = linear_scratch(context);
+    const simd::LinearKernels& kernels = context.kernels().of(values_.format);
+    const auto packed = context.workspace().take_matrix<float>(
+        context.executor().concurrency(), kernels.packed_floats(latent_values.rows, rank));
+    context.executor().parallel_for(heads, [&](Index h, Index worker) {
+      const auto latents = latent_values.col_range(h * rank, rank);
+      kernels.pack(latents, packed.row(worker));
+      kernels.linear(latents, packed.row(worker), value_head(h), values.col_range(h * v, v),
+                     scratch.row(worker));
     });
   }
 
-  /// Scratch memory of decompress(), for one worker.
-  Index scratch_floats(Index tokens, const Context& context) const noexcept {
-    const auto packed = [&](auto weight) {
-      return kernels(weight, context).packed_floats(tokens, config_.kv_lora_rank);
-    };
-    return packed_offset(context) + std::max(visit(keys_, packed), visit(values_, packed));
+  /// Floats that pack() makes of latents [keys, rank].
+  Index packed_floats(Index keys, const Context& context) const noexcept {
+    return packed_for_keys(keys, context) +
+           context.kernels().of(values_.format).packed_floats(keys, config_.kv_lora_rank);
   }
 
-  /// latents [keys, rank] -> keys [keys, nope] and values [keys, v] of head h. Runs where called;
-  /// `scratch`: scratch_floats(), aligned to a cache line.
-  void decompress(MatrixView<const float> latents, Index h, MatrixView<float> keys,
-                  MatrixView<float> values, float* scratch, const Context& context) const noexcept {
-    const float* packed = nullptr;
-    visit(keys_, [&](auto weight) {
-      packed = pack(weight, latents, scratch, context);
-      kernels(weight, context).linear(latents, packed, key_head(weight, h), keys, scratch);
-    });
-    visit(values_, [&](auto weight) {
-      if (values_.dtype != keys_.dtype) packed = pack(weight, latents, scratch, context);
-      kernels(weight, context).linear(latents, packed, value_head(weight, h), values, scratch);
-    });
+  /// latents [keys, rank] as decompress() of every head wants to have them, aligned to a cache
+  /// line.
+  void pack(MatrixView<const float> latents, float* packed, const Context& context) const noexcept {
+    context.kernels().of(keys_.format).pack(latents, packed);
+    if (values_.format != keys_.format)
+      context.kernels()
+          .of(values_.format)
+          .pack(latents, packed + packed_for_keys(latents.rows, context));
+  }
+
+  /// latents [keys, rank] -> keys [keys, nope] and values [keys, v] of head h. Runs where called.
+  ///   packed   pack() of the latents
+  ///   scratch  simd::Kernels::linear_scratch floats, aligned to a cache line
+  void decompress(MatrixView<const float> latents, const float* packed, Index h,
+                  MatrixView<float> keys, MatrixView<float> values, float* scratch,
+                  const Context& context) const noexcept {
+    const float* const packed_for_values =
+        values_.format == keys_.format ? packed : packed + packed_for_keys(latents.rows, context);
+    context.kernels().of(keys_.format).linear(latents, packed, key_head(h), keys, scratch);
+    context.kernels()
+        .of(values_.format)
+        .linear(latents, packed_for_values, value_head(h), values, scratch);
   }
 
  private:
-  // Behind the memory of linear(), at a cache line.
-  static Index packed_offset(const Context& context) noexcept {
-    return (context.kernels().linear_scratch + 15) / 16 * 16;
+  // In whole cache lines.
+  Index packed_for_keys(Index keys, const Context& context) const noexcept {
+    const Index floats =
+        context.kernels().of(keys_.format).packed_floats(keys, config_.kv_lora_rank);
+    return (floats + 15) / 16 * 16;
   }
 
-  template <class T>
-  static const float* pack(MatrixView<const T> weight, MatrixView<const float> latents,
-                           float* scratch, const Context& context) noexcept {
-    kernels(weight, context).pack(latents, scratch + packed_offset(context));
-    return scratch + packed_offset(context);
+  WeightView key_head(Index h) const noexcept {
+    return keys_.row_range(h * key_head_stride_, config_.qk_nope_head_dim);
   }
-
-  template <class T>
-  static const simd::TypedKernels<T>& kernels(MatrixView<const T>, const Context& context) {
-    return context.kernels().template of<T>();
-  }
-
-  template <class T>
-  MatrixView<const T> key_head(MatrixView<const T> weight, Index h) const noexcept {
-    return weight.row_range(h * key_head_stride_, config_.qk_nope_head_dim);
-  }
-  template <class T>
-  MatrixView<const T> value_head(MatrixView<const T> weight, Index h) const noexcept {
-    return weight.row_range(h * value_head_stride_ + first_value_row_, config_.v_head_dim);
+  WeightView value_head(Index h) const noexcept {
+    return values_.row_range(h * value_head_stride_ + first_value_row_, config_.v_head_dim);
   }
 
   AttentionConfig config_;

@@ -6,25 +6,26 @@
 #include <utility>
 #include <vector>
 
+#include "mla/core/cache_format.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/simd/kernels.hpp"
 
 namespace mla {
 
-/// A growing list of rows in pages of kPageRows, each one aligned block. Rows never move.
-template <StorageElement T>
+/// A growing list of rows, each RowLayout::bytes long, in pages of kPageRows, each one aligned
+/// block. Rows never move.
 class PagedRows {
  public:
   static constexpr Index kPageRows = simd::kTileKeys;
   static constexpr Index kMaxRows = Index{1} << 40;
 
-  explicit PagedRows(Index row_width) : row_width_(row_width) {
-    require(row_width > 0, "a cache row needs at least one element, got ", row_width);
+  explicit PagedRows(const RowLayout& layout) : layout_(layout) {
+    require(layout.bytes > 0, "a cache row needs at least one byte, got ", layout.bytes);
   }
 
   PagedRows(PagedRows&& other) noexcept
-      : row_width_(other.row_width_),
+      : layout_(other.layout_),
         size_(std::exchange(other.size_, 0)),
         buffers_(std::move(other.buffers_)),
         pages_(std::move(other.pages_)) {
@@ -39,15 +40,18 @@ class PagedRows {
 
   Index size() const noexcept { return size_; }
   Index capacity() const noexcept { return static_cast<Index>(pages_.size()) * kPageRows; }
-  Index row_width() const noexcept { return row_width_; }
+  const RowLayout& layout() const noexcept { return layout_; }
 
-  T* row(Index i) noexcept { return pages_[page_of(i)] + i % kPageRows * row_width_; }
-  const T* row(Index i) const noexcept { return pages_[page_of(i)] + i % kPageRows * row_width_; }
+  /// The bytes of row i; those of the rows of a page follow each other.
+  std::byte* row(Index i) noexcept { return pages_[page_of(i)] + i % kPageRows * layout_.bytes; }
+  const std::byte* row(Index i) const noexcept {
+    return pages_[page_of(i)] + i % kPageRows * layout_.bytes;
+  }
 
   /// First row of each page.
-  const T* const* pages() const noexcept { return pages_.data(); }
+  const std::byte* const* pages() const noexcept { return pages_.data(); }
 
-  /// Makes room for `rows` rows in all. What was there stays as it was, also when memory runs out.
+  /// Makes room for `rows` rows in all. What was there is unchanged, also when memory runs out.
   /// Throws std::invalid_argument for a number that cannot be.
   void reserve(Index rows) {
     require(rows >= 0 && rows <= kMaxRows, "cannot make room for ", rows, " cache rows");
@@ -59,7 +63,7 @@ class PagedRows {
       buffers_.reserve(roomier);
     }
     while (pages_.size() < pages) {
-      buffers_.emplace_back(static_cast<std::size_t>(kPageRows * row_width_));
+      buffers_.emplace_back(static_cast<std::size_t>(kPageRows * layout_.bytes));
       pages_.push_back(buffers_.back().data());
     }
   }
@@ -75,10 +79,10 @@ class PagedRows {
   }
 
   std::size_t bytes_used() const noexcept {
-    return static_cast<std::size_t>(size_ * row_width_) * sizeof(T);
+    return static_cast<std::size_t>(size_ * layout_.bytes);
   }
   std::size_t bytes_allocated() const noexcept {
-    return pages_.size() * static_cast<std::size_t>(kPageRows * row_width_) * sizeof(T);
+    return pages_.size() * static_cast<std::size_t>(kPageRows * layout_.bytes);
   }
 
  private:
@@ -87,16 +91,16 @@ class PagedRows {
   }
 
   void swap(PagedRows& other) noexcept {
-    std::swap(row_width_, other.row_width_);
+    std::swap(layout_, other.layout_);
     std::swap(size_, other.size_);
     buffers_.swap(other.buffers_);
     pages_.swap(other.pages_);
   }
 
-  Index row_width_;
+  RowLayout layout_;
   Index size_ = 0;
-  std::vector<AlignedBuffer<T>> buffers_;
-  std::vector<T*> pages_;  // buffers_[i].data(), as kernels take them
+  std::vector<AlignedBuffer<std::byte>> buffers_;
+  std::vector<std::byte*> pages_;  // buffers_[i].data(), as kernels take them
 };
 
 }  // namespace mla

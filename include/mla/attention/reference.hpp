@@ -7,10 +7,10 @@
 #include <span>
 #include <vector>
 
-#include "mla/attention/rope.hpp"
 #include "mla/attention/weights.hpp"
 #include "mla/core/config.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/ops/rope.hpp"
 
 // The specification: Multi-head Latent Attention as DeepSeek-V2's section 2.1 writes it, in plain
 // Eigen expressions, for a whole sequence at once. No cache, no tricks; every fast path is tested
@@ -26,13 +26,9 @@ using RowVector = Eigen::Matrix<Scalar, 1, Eigen::Dynamic>;
 /// Weights [rows, cols] as a matrix of Scalar; empty for an empty view.
 template <class Scalar>
 Matrix<Scalar> to_matrix(const WeightView& weight) {
-  Matrix<Scalar> matrix(weight.rows, weight.cols);
-  visit(weight, [&](auto view) {
-    for (Index r = 0; r < view.rows; ++r)
-      for (Index c = 0; c < view.cols; ++c)
-        matrix(r, c) = static_cast<Scalar>(static_cast<float>(view(r, c)));
-  });
-  return matrix;
+  RowMajorMatrix matrix(weight.rows, weight.cols);
+  if (weight) info_of(weight.format).widen(weight, {matrix.data(), weight.rows, weight.cols});
+  return matrix.cast<Scalar>();
 }
 
 /// Queries of a sequence, by head.
@@ -96,18 +92,29 @@ Matrix<Scalar> linear(const Matrix<Scalar>& x, const WeightView& weight,
   return y;
 }
 
+/// Which keys the rows of a sequence see, of those up to their own: 1 or 0.
+///   keep      [tokens] for all rows alike; empty: all
+///   selected  [tokens, tokens] of each row; empty: all
+struct Mask {
+  std::span<const std::uint8_t> keep = {};
+  MatrixView<const std::uint8_t> selected = {};
+
+  bool sees(Index row, Index key) const noexcept {
+    return (keep.empty() || keep[static_cast<std::size_t>(key)]) &&
+           (!selected.data || selected(row, key));
+  }
+};
+
 /// Softmax attention of one head: queries and keys [tokens, d], values [tokens, v]. Row t sees the
-/// keys up to t that `keep` allows (empty: all); a row that sees none is 0.
+/// keys up to t that `mask` allows; a row that sees none is 0.
 template <class Scalar>
 Matrix<Scalar> causal_attention(const Matrix<Scalar>& q, const Matrix<Scalar>& k,
-                                const Matrix<Scalar>& v, Scalar scale,
-                                std::span<const std::uint8_t> keep) {
+                                const Matrix<Scalar>& v, Scalar scale, const Mask& mask) {
   Matrix<Scalar> out = Matrix<Scalar>::Zero(q.rows(), v.cols());
   for (Index t = 0; t < q.rows(); ++t) {
     RowVector<Scalar> scores = scale * q.row(t) * k.topRows(t + 1).transpose();
     for (Index s = 0; s <= t; ++s)
-      if (!keep.empty() && !keep[static_cast<std::size_t>(s)])
-        scores(s) = -std::numeric_limits<Scalar>::infinity();
+      if (!mask.sees(t, s)) scores(s) = -std::numeric_limits<Scalar>::infinity();
     const Scalar peak = scores.maxCoeff();
     if (peak == -std::numeric_limits<Scalar>::infinity()) continue;
     const RowVector<Scalar> p = (scores.array() - peak).exp();
@@ -166,8 +173,7 @@ Latents<Scalar> latents(const AttentionConfig& config, const AttentionWeights& w
 /// hidden_size].
 template <class Scalar>
 Matrix<Scalar> attend(const AttentionConfig& config, const AttentionWeights& weights,
-                      const Queries<Scalar>& query, const Latents<Scalar>& kv,
-                      std::span<const std::uint8_t> mask) {
+                      const Queries<Scalar>& query, const Latents<Scalar>& kv, const Mask& mask) {
   const Index heads = config.num_attention_heads, tokens = kv.latent.rows();
   const Index nope = config.qk_nope_head_dim, rope = config.qk_rope_head_dim;
   const Index v = config.v_head_dim;
@@ -196,11 +202,11 @@ Matrix<Scalar> attend(const AttentionConfig& config, const AttentionWeights& wei
 
 /// One layer over a sequence x [tokens, hidden_size].
 ///   positions  [tokens]
-///   mask       [tokens] 1 for a token, 0 for padding; empty: no padding
+///   mask       keep: 1 for a token, 0 for padding; selected: by sparse attention
 template <class Scalar>
 Result<Scalar> forward(const AttentionConfig& config, const AttentionWeights& weights,
                        const Matrix<Scalar>& x, std::span<const Index> positions,
-                       std::span<const std::uint8_t> mask = {}) {
+                       const Mask& mask = {}) {
   const Latents<Scalar> kv = latents(config, weights, x, positions);
   return {attend(config, weights, queries(config, weights, x, positions), kv, mask), kv.latent,
           kv.rope_key};

@@ -4,6 +4,7 @@
 #include "mla/core/config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 
 namespace mla {
 
@@ -91,9 +92,7 @@ struct AttentionWeights {
       require(!weight, "tensor ", name, " is set, but this configuration does not use it");
       return;
     }
-    require(bool(weight), "tensor ", name, " is missing, expected [", rows, ", ", cols, "]");
-    require(weight.rows == rows && weight.cols == cols, "tensor ", name, " must have shape [", rows,
-            ", ", cols, "], got [", weight.rows, ", ", weight.cols, "]");
+    require_shape(name, weight, rows, cols);
   }
 };
 

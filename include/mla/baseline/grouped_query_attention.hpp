@@ -5,15 +5,17 @@
 #include <numeric>
 #include <span>
 
-#include "mla/attention/context.hpp"
-#include "mla/attention/latent_kv_cache.hpp"
-#include "mla/attention/linear.hpp"
-#include "mla/attention/rope.hpp"
-#include "mla/attention/softmax_rows.hpp"
+#include "mla/attention/cache_rollback.hpp"
+#include "mla/attention/token_positions.hpp"
 #include "mla/baseline/grouped_query_config.hpp"
 #include "mla/baseline/key_value_cache.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/linear.hpp"
+#include "mla/ops/rope.hpp"
+#include "mla/ops/softmax_rows.hpp"
 
 namespace mla {
 
@@ -44,9 +46,7 @@ struct GroupedQueryWeights {
  private:
   static void check(const char* name, const WeightView& weight, const WeightView& bias, Index rows,
                     Index cols) {
-    require(bool(weight), "tensor ", name, " is missing, expected [", rows, ", ", cols, "]");
-    require(weight.rows == rows && weight.cols == cols, "tensor ", name, " must have shape [", rows,
-            ", ", cols, "], got [", weight.rows, ", ", weight.cols, "]");
+    require_shape(name, weight, rows, cols);
     require(!bias || (bias.rows == 1 && bias.cols == rows), "tensor ", name,
             "_bias must have shape [1, ", rows, "], got [", bias.rows, ", ", bias.cols, "]");
   }
@@ -79,8 +79,7 @@ class GroupedQueryAttention {
   /// positions that follow the last cached one. Allocates nothing once `context` has seen a call of
   /// this size and `cache` has room (KeyValueCache::reserve). Throws std::invalid_argument for what
   /// does not fit; whatever is thrown, the cache is as it was.
-  template <StorageElement T>
-  void forward(const Eigen::Ref<const RowMajorMatrix>& x, KeyValueCache<T>& cache,
+  void forward(const Eigen::Ref<const RowMajorMatrix>& x, GroupedKVCache& cache,
                Eigen::Ref<RowMajorMatrix> out, Context& context,
                std::span<const Index> position_ids = {}) const {
     check_call(x, cache, out, position_ids);
@@ -99,16 +98,16 @@ class GroupedQueryAttention {
     const auto values = workspace.take_matrix<float>(tokens, heads * v);
 
     cache.reserve(past + tokens);
-    Appended<T> appended{cache, past};
+    GroupedKVCache* const caches[] = {&cache};
+    CacheRollback<GroupedKVCache> rollback(caches, workspace);
     project(input, position_ids, queries, cache, context);
     attend(queries, cache, values, context);
     output_.forward(values, {out.data(), tokens, out.cols(), out.outerStride()}, context);
-    appended.kept = true;
+    rollback.keep();
   }
 
   /// The same, with memory of its own for the result and on the way.
-  template <StorageElement T>
-  RowMajorMatrix forward(const Eigen::Ref<const RowMajorMatrix>& x, KeyValueCache<T>& cache,
+  RowMajorMatrix forward(const Eigen::Ref<const RowMajorMatrix>& x, GroupedKVCache& cache,
                          std::span<const Index> position_ids = {}) const {
     RowMajorMatrix out(x.rows(), x.cols());
     Context context;
@@ -120,19 +119,7 @@ class GroupedQueryAttention {
   // Query rows that one task takes through the keys of a head.
   static constexpr Index kTaskRows = 32;
 
-  // Takes an append back, unless told to keep it.
-  template <StorageElement T>
-  struct Appended {
-    KeyValueCache<T>& cache;
-    Index past = 0;
-    bool kept = false;
-    ~Appended() {
-      if (!kept) cache.truncate(past);
-    }
-  };
-
-  template <StorageElement T>
-  void check_call(const Eigen::Ref<const RowMajorMatrix>& x, const KeyValueCache<T>& cache,
+  void check_call(const Eigen::Ref<const RowMajorMatrix>& x, const GroupedKVCache& cache,
                   const Eigen::Ref<RowMajorMatrix>& out,
                   std::span<const Index> position_ids) const {
     require(x.cols() == config_.hidden_size, "x must have hidden_size ", config_.hidden_size,
@@ -144,21 +131,18 @@ class GroupedQueryAttention {
             " elements (key + value), this layer needs ", config_.num_key_value_heads, " of ",
             config_.head_dim, " + ", config_.value_dim());
     require(position_ids.empty() || static_cast<Index>(position_ids.size()) == x.rows(),
-            "position_ids must have ", x.rows(), " elements, one a token, got ",
+            "position_ids must have ", x.rows(), " elements, one per token, got ",
             position_ids.size());
     Index last = cache.next_position() - 1;
-    for (Index position : position_ids) {
-      require(position > last, "position_ids must rise: got ", position, " after ", last);
-      require(position <= kMaxPosition, "position_ids must be at most ", kMaxPosition, ", got ",
-              position);
-      last = position;
+    for (Index i = 0; i < std::ssize(position_ids); ++i) {
+      require_next_position(position_ids[static_cast<std::size_t>(i)], last, i);
+      last = position_ids[static_cast<std::size_t>(i)];
     }
   }
 
   // x [tokens, hidden_size] -> queries [tokens, heads * head_dim], keys and values to the cache.
-  template <StorageElement T>
   void project(MatrixView<const float> x, std::span<const Index> positions,
-               MatrixView<float> queries, KeyValueCache<T>& cache, Context& context) const {
+               MatrixView<float> queries, GroupedKVCache& cache, Context& context) const {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
     const Index key_value_heads = config_.num_key_value_heads;
@@ -187,8 +171,7 @@ class GroupedQueryAttention {
   // Causal attention of the last queries.rows tokens of the cache.
   //   queries [tokens, heads * head_dim]
   //   values  [tokens, heads * v_head_dim]
-  template <StorageElement T>
-  void attend(MatrixView<const float> queries, const KeyValueCache<T>& cache,
+  void attend(MatrixView<const float> queries, const GroupedKVCache& cache,
               MatrixView<float> values, Context& context) const {
     const Index tokens = queries.rows, group = config_.group_size();
     const Index head_rows = tokens * group;  // query rows that share a key
@@ -210,14 +193,18 @@ class GroupedQueryAttention {
 
     const auto scale = static_cast<float>(config_.softmax_scale());
     const Index tasks = (head_rows + kTaskRows - 1) / kTaskRows;  // of a K/V head
-    context.executor().parallel_for(key_value_heads * tasks, [&](Index task, Index) {
+    const simd::CacheKernels& kernels = context.kernels().of(cache.format());
+    const auto scratch = workspace.take_matrix<float>(
+        context.executor().concurrency(),
+        kernels.attend_scratch(cache.head_row(), config_.head_dim, config_.value_dim()));
+    context.executor().parallel_for(key_value_heads * tasks, [&](Index task, Index worker) {
       const Index head = task / tasks, first = task % tasks * kTaskRows;
       const Index rows = std::min(kTaskRows, head_rows - first);
       const Index row = head * head_rows + first;
       softmax.start(row, rows);
-      context.kernels().of<T>().attend({grouped.row(row), grouped.stride, rows, visible + first},
-                                       cache.head(head, visible[first + rows - 1]), scale,
-                                       softmax.state(row));
+      kernels.attend({grouped.row(row), grouped.stride, rows, visible + first},
+                     cache.head(head, visible[first + rows - 1]), scale, softmax.state(row),
+                     scratch.row(worker));
       for (Index r = row; r < row + rows; ++r) softmax.finish(r, out.row(r));
     });
     copy_groups(values, out, [](float* by_token, const float* by_group, Index n) {

@@ -4,10 +4,10 @@
 #include <cmath>
 #include <optional>
 
-#include "mla/attention/rope.hpp"
 #include "mla/core/config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/ops/rope.hpp"
 
 namespace mla {
 

@@ -27,20 +27,6 @@ inline constexpr bool kIsStorageElement =
 template <class T>
 concept StorageElement = kIsStorageElement<T>;
 
-/// The same as a run-time value.
-enum class DType { float32, bfloat16, float16 };
-
-template <StorageElement T>
-inline constexpr DType kDTypeOf = std::is_same_v<T, float>      ? DType::float32
-                                  : std::is_same_v<T, bfloat16> ? DType::bfloat16
-                                                                : DType::float16;
-
-constexpr Index bytes_of(DType dtype) noexcept { return dtype == DType::float32 ? 4 : 2; }
-
-constexpr const char* name_of(DType dtype) noexcept {
-  return dtype == DType::float32 ? "f32" : dtype == DType::bfloat16 ? "bf16" : "f16";
-}
-
 /// A row-major matrix in somebody else's memory: row r starts at data + r * stride.
 template <class T>
 struct MatrixView {
@@ -50,9 +36,10 @@ struct MatrixView {
   Index stride = 0;  ///< elements from one row to the next, >= cols
 
   MatrixView() = default;
-  MatrixView(T* data, Index rows, Index cols) : MatrixView(data, rows, cols, cols) {}
-  MatrixView(T* data, Index rows, Index cols, Index stride)
-      : data(data), rows(rows), cols(cols), stride(stride) {}
+  MatrixView(T* elements, Index row_count, Index col_count)
+      : MatrixView(elements, row_count, col_count, col_count) {}
+  MatrixView(T* elements, Index row_count, Index col_count, Index row_stride)
+      : data(elements), rows(row_count), cols(col_count), stride(row_stride) {}
 
   T* row(Index r) const noexcept { return data + r * stride; }
   T& operator()(Index r, Index c) const noexcept { return data[r * stride + c]; }
@@ -69,41 +56,22 @@ struct MatrixView {
   }
 };
 
-/// Weights [rows, cols] = [out_features, in_features], row-major and dense as in the checkpoint, of
-/// any storage type; not owned and never copied. A vector is a matrix of one row.
-struct WeightView {
-  const void* data = nullptr;
-  DType dtype = DType::float32;
-  Index rows = 0;
-  Index cols = 0;
+/// An Eigen matrix, or a block of one, as a view.
+inline MatrixView<const float> view_of(const Eigen::Ref<const RowMajorMatrix>& matrix) noexcept {
+  return {matrix.data(), matrix.rows(), matrix.cols(), matrix.outerStride()};
+}
+inline MatrixView<float> mutable_view_of(Eigen::Ref<RowMajorMatrix> matrix) noexcept {
+  return {matrix.data(), matrix.rows(), matrix.cols(), matrix.outerStride()};
+}
 
-  WeightView() = default;
-  template <StorageElement T>
-  WeightView(const T* data, Index rows, Index cols)
-      : data(data), dtype(kDTypeOf<T>), rows(rows), cols(cols) {}
-  WeightView(const void* data, DType dtype, Index rows, Index cols)
-      : data(data), dtype(dtype), rows(rows), cols(cols) {}
-
-  explicit operator bool() const noexcept { return data != nullptr; }
-  Index bytes() const noexcept { return rows * cols * bytes_of(dtype); }
-
-  template <StorageElement T>
-  MatrixView<const T> as() const noexcept {
-    return {static_cast<const T*>(data), rows, cols};
-  }
-};
-
-/// Calls visitor(MatrixView<const T>) with the element type that `weight` has.
-template <class Visitor>
-decltype(auto) visit(const WeightView& weight, Visitor&& visitor) {
-  switch (weight.dtype) {
-    case DType::bfloat16:
-      return visitor(weight.as<bfloat16>());
-    case DType::float16:
-      return visitor(weight.as<float16>());
-    default:
-      return visitor(weight.as<float>());
-  }
+/// Throws std::invalid_argument unless `matrix` is [rows, cols], rows at least as far apart as they
+/// are wide. `name` is for the message.
+template <class T>
+void require_matrix(const char* name, MatrixView<T> matrix, Index rows, Index cols) {
+  require(matrix.rows == rows && matrix.cols == cols, name, " must have shape [", rows, ", ", cols,
+          "], got [", matrix.rows, ", ", matrix.cols, "]");
+  require(rows <= 1 || matrix.stride >= cols, name, " has rows of ", cols, " elements ",
+          matrix.stride, " apart");
 }
 
 /// Memory for `size` elements, aligned to a cache line and not initialised.
@@ -115,9 +83,9 @@ class AlignedBuffer {
   static constexpr std::size_t kAlignment = 64;
 
   AlignedBuffer() = default;
-  explicit AlignedBuffer(std::size_t size)
-      : data_(static_cast<T*>(::operator new (size * sizeof(T), std::align_val_t{kAlignment}))),
-        size_(size) {}
+  explicit AlignedBuffer(std::size_t count)
+      : data_(static_cast<T*>(::operator new (count * sizeof(T), std::align_val_t{kAlignment}))),
+        size_(count) {}
   AlignedBuffer(AlignedBuffer&& other) noexcept
       : data_(std::move(other.data_)), size_(std::exchange(other.size_, 0)) {}
   AlignedBuffer& operator=(AlignedBuffer&& other) noexcept {

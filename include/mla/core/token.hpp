@@ -3,6 +3,8 @@
 
 #include <cstdint>
 
+#include "mla/core/error.hpp"  // refuses compilers and flags that cannot be used
+
 namespace mla {
 
 /// A token of a model's vocabulary. 32 bits, signed, as tensors of token ids have them.

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "mla/attention/latent_kv_cache.hpp"
+#include "mla/attention/latent_cache.hpp"
 #include "mla/core/config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
@@ -25,7 +25,10 @@
 // A snapshot is a safetensors file with the rows and positions of one or several latent caches:
 // - __metadata__: every field that gives the rows their meaning; all must agree on restoring.
 // - caches.<i>.positions: I64 [tokens].
-// - caches.<i>.rows: F32, BF16 or F16 [tokens, kv_lora_rank + rope_key_width], as in the cache.
+// - caches.<i>.rows: U8 [tokens, bytes per row], as in the cache, in the format that cache_format
+//   says. Version 1, which is still read, has them as F32, BF16 or F16 [tokens, kv_lora_rank +
+//   rope_key_width], and calls the field `element`.
+// - caches.<i>.index_keys: U8 [tokens, bytes per key], where the cache has them.
 // - crc32: U32 [1], the last bytes of the file: the CRC-32 of all bytes before.
 
 namespace mla {
@@ -41,13 +44,13 @@ inline std::string field_text(double value) {
 }
 
 /// What the rows of a cache depend on besides the weights, which `label` stands for.
-inline SnapshotFields snapshot_fields(const AttentionConfig& config, DType element, Index caches,
-                                      std::string_view label) {
+inline SnapshotFields snapshot_fields(const AttentionConfig& config, const LatentCache& cache,
+                                      Index caches, std::string_view label) {
   const RopeScaling& scaling = config.rope_scaling;
   SnapshotFields fields = {{"format", "mla latent cache"},
-                           {"version", "1"},
+                           {"version", "2"},
                            {"label", std::string(label)},
-                           {"element", name_of(element)},
+                           {"cache_format", std::string(name_of(cache.format()))},
                            {"caches", std::to_string(caches)},
                            {"kv_lora_rank", std::to_string(config.kv_lora_rank)},
                            {"qk_rope_head_dim", std::to_string(config.qk_rope_head_dim)},
@@ -56,6 +59,10 @@ inline SnapshotFields snapshot_fields(const AttentionConfig& config, DType eleme
                            {"rope_theta", field_text(config.rope_theta)},
                            {"rope_interleave", config.rope_interleave ? "true" : "false"},
                            {"rope_scaling.type", std::string(name_of(scaling.type))}};
+  if (const PagedRows* keys = cache.index_keys()) {
+    fields.emplace_back("index_key_width", std::to_string(keys->layout().width()));
+    fields.emplace_back("index_key_format", name_of(keys->layout().format));
+  }
   if (scaling.type == RopeScalingType::none) return fields;
   fields.emplace_back("rope_scaling.factor", field_text(scaling.factor));
   if (scaling.type != RopeScalingType::yarn) return fields;
@@ -72,9 +79,19 @@ inline std::string snapshot_tensor(std::size_t cache, const char* what) {
   return "caches." + std::to_string(cache) + "." + what;
 }
 
-template <StorageElement T>
-void write_snapshot(const std::filesystem::path& path, const SnapshotFields& fields,
-                    std::span<const LatentKVCache<T>* const> caches) {
+// The rows of a cache as a tensor U8 [tokens, bytes per row].
+inline SafetensorsSource snapshot_rows(std::string name, const PagedRows& rows) {
+  SafetensorsSource tensor = {
+      std::move(name), SafetensorsDType::uint8, {rows.size(), rows.layout().bytes}};
+  for (Index row = 0; row < rows.size(); row += PagedRows::kPageRows) {
+    const Index count = std::min(PagedRows::kPageRows, rows.size() - row);
+    tensor.parts.emplace_back(rows.row(row), static_cast<std::size_t>(count * rows.layout().bytes));
+  }
+  return tensor;
+}
+
+inline void write_snapshot(const std::filesystem::path& path, const SnapshotFields& fields,
+                           std::span<const LatentCache* const> caches) {
   std::vector<SafetensorsSource> tensors;
   for (std::size_t i = 0; i < caches.size(); ++i)
     tensors.push_back({snapshot_tensor(i, "positions"),
@@ -82,14 +99,9 @@ void write_snapshot(const std::filesystem::path& path, const SnapshotFields& fie
                        {caches[i]->size()},
                        {std::as_bytes(caches[i]->positions())}});
   for (std::size_t i = 0; i < caches.size(); ++i) {
-    const PagedRows<T>& rows = caches[i]->rows();
-    auto& tensor = tensors.emplace_back(SafetensorsSource{
-        snapshot_tensor(i, "rows"), *safetensors_dtype_of<T>(), {rows.size(), rows.row_width()}});
-    for (Index row = 0; row < rows.size(); row += PagedRows<T>::kPageRows) {
-      const Index count = std::min(PagedRows<T>::kPageRows, rows.size() - row);
-      tensor.parts.push_back(std::as_bytes(
-          std::span(rows.row(row), static_cast<std::size_t>(count * rows.row_width()))));
-    }
+    tensors.push_back(snapshot_rows(snapshot_tensor(i, "rows"), caches[i]->rows()));
+    if (const PagedRows* keys = caches[i]->index_keys())
+      tensors.push_back(snapshot_rows(snapshot_tensor(i, "index_keys"), *keys));
   }
   tensors.push_back({"crc32", SafetensorsDType::uint32, {1}, {}});
 
@@ -108,35 +120,49 @@ void write_snapshot(const std::filesystem::path& path, const SnapshotFields& fie
   file.commit();
 }
 
+template <class Fields>
+auto field(Fields& fields, std::string_view name) {
+  return std::ranges::find(fields, name, &SnapshotFields::value_type::first);
+}
+
 /// A snapshot that was checked from end to end.
-template <StorageElement T>
 class SnapshotFile {
  public:
   /// Throws std::runtime_error naming the file and the field or tensor that is not as it must be.
-  SnapshotFile(const std::filesystem::path& path, const SnapshotFields& fields,
-               std::span<LatentKVCache<T>* const> caches)
+  SnapshotFile(const std::filesystem::path& path, SnapshotFields fields,
+               std::span<LatentCache* const> caches)
       : file_(path) {
     check_field("format", fields);  // of another kind or version, the rest has no meaning
+    const auto version = file_.metadata().find("version");
+    const bool typed = version != file_.metadata().end() && version->second == "1";
+    if (typed) {
+      field(fields, "version")->second = "1";
+      field(fields, "cache_format")->first = "element";
+    }
     check_field("version", fields);
     check_checksum();
     for (const auto& [name, value] : fields) check_field(name, fields);
     for (const auto& [name, value] : file_.metadata())
-      if (std::ranges::find(fields, name, &SnapshotFields::value_type::first) == fields.end())
+      if (field(fields, name) == fields.end())
         fail(name, " is ", value, " in the snapshot, but is no field of this configuration");
-    for (std::size_t i = 0; i < caches.size(); ++i)
-      caches_.push_back(read_cache(i, caches[i]->rows().row_width()));
-    if (file_.tensors().size() != 2 * caches.size() + 1)
-      fail("has ", file_.tensors().size(), " tensors, expected ", 2 * caches.size() + 1);
+    std::size_t tensors = 1;
+    for (std::size_t i = 0; i < caches.size(); ++i) {
+      caches_.push_back(read_cache(i, *caches[i], typed));
+      tensors += caches[i]->index_keys() ? 3 : 2;
+    }
+    if (file_.tensors().size() != tensors)
+      fail("has ", file_.tensors().size(), " tensors, expected ", tensors);
   }
 
   Index tokens(std::size_t cache) const noexcept { return caches_[cache].rows.rows; }
 
-  /// Replaces the content of the caches. Throws std::bad_alloc with all of them as they were.
-  void restore(std::span<LatentKVCache<T>* const> caches) const {
+  /// Replaces the content of the caches. Throws std::bad_alloc with all of them unchanged.
+  void restore(std::span<LatentCache* const> caches) const {
     for (std::size_t i = 0; i < caches.size(); ++i) caches[i]->reserve(tokens(i));
     for (std::size_t i = 0; i < caches.size(); ++i) {
       caches[i]->clear();
-      caches[i]->append_stored(caches_[i].rows, caches_[i].positions);  // there is room
+      const SnapshotRows& rows = caches_[i];
+      caches[i]->append_stored(rows.rows, rows.positions, rows.index_keys);  // there is room
     }
   }
 
@@ -146,13 +172,14 @@ class SnapshotFile {
   }
 
  private:
-  struct CachedTokens {
-    std::span<const Index> positions;  // [tokens]
-    MatrixView<const T> rows;          // [tokens, row width]
+  struct SnapshotRows {
+    std::span<const Index> positions;        // [tokens]
+    MatrixView<const std::byte> rows;        // [tokens, bytes per row]
+    MatrixView<const std::byte> index_keys;  // [tokens, bytes per key], or empty
   };
 
   void check_field(std::string_view name, const SnapshotFields& fields) const {
-    const auto here = std::ranges::find(fields, name, &SnapshotFields::value_type::first);
+    const auto here = field(fields, name);
     const auto there = file_.metadata().find(name);
     if (there == file_.metadata().end()) fail("is no snapshot of this kind: ", name, " is missing");
     if (there->second != here->second)
@@ -179,12 +206,12 @@ class SnapshotFile {
     return tensor;
   }
 
-  CachedTokens read_cache(std::size_t i, Index row_width) const {
+  SnapshotRows read_cache(std::size_t i, const LatentCache& cache, bool typed) const {
     const std::string name = snapshot_tensor(i, "positions");
     const std::vector<Index>& shape = file_.tensor(name).shape;
     if (shape.size() != 1) fail("tensor ", name, " must have one dim, has ", shape_text(shape));
     const std::span<const Index> positions =
-        typed_tensor(name, SafetensorsDType::int64, shape).template values<std::int64_t>();
+        typed_tensor(name, SafetensorsDType::int64, shape).values<std::int64_t>();
     Index last = -1;
     for (const Index position : positions) {
       if (position <= last || position > kMaxPosition)
@@ -192,13 +219,42 @@ class SnapshotFile {
              last);
       last = position;
     }
-    const SafetensorsTensor& rows =
-        typed_tensor(snapshot_tensor(i, "rows"), *safetensors_dtype_of<T>(), {shape[0], row_width});
-    return {positions, {rows.template values<T>().data(), shape[0], row_width}};
+    SnapshotRows rows = {
+        positions, read_rows(snapshot_tensor(i, "rows"), shape[0], cache.layout(), typed), {}};
+    if (const PagedRows* keys = cache.index_keys())
+      rows.index_keys =
+          read_rows(snapshot_tensor(i, "index_keys"), shape[0], keys->layout(), false);
+    return rows;
+  }
+
+  // `typed`: a tensor of numbers, as version 1 has it.
+  MatrixView<const std::byte> read_rows(const std::string& name, Index tokens,
+                                        const RowLayout& layout, bool typed) const {
+    const SafetensorsTensor& tensor =
+        typed ? typed_tensor(name, dtype_of(layout.format), {tokens, layout.width()})
+              : typed_tensor(name, SafetensorsDType::uint8, {tokens, layout.bytes});
+    return {tensor.bytes.data(), tokens, layout.bytes};
+  }
+
+  // Of rows in version 1.
+  SafetensorsDType dtype_of(CacheFormat format) const {
+    switch (format) {
+      case CacheFormat::float32:
+        return SafetensorsDType::float32;
+      case CacheFormat::bfloat16:
+        return SafetensorsDType::bfloat16;
+      case CacheFormat::float16:
+        return SafetensorsDType::float16;
+#if defined(MLA_EXTRA_CACHE_FORMAT)
+      case CacheFormat::extra:
+        fail("version 1 has no rows of format ", name_of(format));
+#endif
+    }
+    __builtin_unreachable();
   }
 
   SafetensorsFile file_;
-  std::vector<CachedTokens> caches_;
+  std::vector<SnapshotRows> caches_;
 };
 
 }  // namespace detail
@@ -207,24 +263,22 @@ class SnapshotFile {
 /// the configuration does not: which weights, which layer. A file that is there is replaced as a
 /// whole or not at all, see ReplacementFile. Throws std::invalid_argument where `cache` does not
 /// fit `config`, and std::runtime_error naming the file.
-template <StorageElement T>
-void save_snapshot(const std::filesystem::path& path, const AttentionConfig& config,
-                   const LatentKVCache<T>& cache, std::string_view label = {}) {
+inline void save_snapshot(const std::filesystem::path& path, const AttentionConfig& config,
+                          const LatentCache& cache, std::string_view label = {}) {
   require(cache.fits(config), "the cache was made for another configuration");
-  const LatentKVCache<T>* const caches[] = {&cache};
-  detail::write_snapshot<T>(path, detail::snapshot_fields(config, kDTypeOf<T>, 1, label), caches);
+  const LatentCache* const caches[] = {&cache};
+  detail::write_snapshot(path, detail::snapshot_fields(config, cache, 1, label), caches);
 }
 
 /// Replaces the tokens of `cache` by those of a snapshot. What follows is bit by bit as if it was
 /// the cache that was saved. Throws std::invalid_argument where `cache` does not fit `config`, and
 /// std::runtime_error naming the file and the field or tensor when the file is damaged or was saved
-/// from another configuration, element type or label; whatever is thrown, the cache is as it was.
-template <StorageElement T>
-void restore_snapshot(const std::filesystem::path& path, const AttentionConfig& config,
-                      LatentKVCache<T>& cache, std::string_view label = {}) {
+/// from another configuration, format or label; whatever is thrown, the cache is unchanged.
+inline void restore_snapshot(const std::filesystem::path& path, const AttentionConfig& config,
+                             LatentCache& cache, std::string_view label = {}) {
   require(cache.fits(config), "the cache was made for another configuration");
-  LatentKVCache<T>* const caches[] = {&cache};
-  detail::SnapshotFile<T>(path, detail::snapshot_fields(config, kDTypeOf<T>, 1, label), caches)
+  LatentCache* const caches[] = {&cache};
+  detail::SnapshotFile(path, detail::snapshot_fields(config, cache, 1, label), caches)
       .restore(caches);
 }
 

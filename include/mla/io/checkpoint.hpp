@@ -15,6 +15,7 @@
 #include "mla/core/error.hpp"
 #include "mla/core/float16.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/io/fp8.hpp"
 #include "mla/io/json.hpp"
 #include "mla/io/quantization_config.hpp"
@@ -34,9 +35,10 @@ class Checkpoint {
   /// from the directory's config.json, if there is one, and is 128 x 128 otherwise; `fp8_as` is
   /// what they are decoded to: bfloat16, or float32, which keeps every bit in twice the memory.
   /// Throws std::runtime_error naming the file, the shard and the tensor that is not as it must be.
-  explicit Checkpoint(const std::filesystem::path& path, DType fp8_as = DType::bfloat16)
+  explicit Checkpoint(const std::filesystem::path& path,
+                      WeightFormat fp8_as = WeightFormat::bfloat16)
       : path_(path.string()), fp8_as_(fp8_as) {
-    require(fp8_as != DType::float16,
+    require(fp8_as != WeightFormat::float16,
             "F8_E4M3 weights cannot be decoded to f16: its range is less");
     if (!std::filesystem::is_directory(path)) {
       add_file(path);
@@ -141,11 +143,11 @@ class Checkpoint {
   WeightView view(const SafetensorsTensor& tensor, Index rows, Index cols) const {
     switch (tensor.dtype) {
       case SafetensorsDType::float32:
-        return {tensor.bytes.data(), DType::float32, rows, cols};
+        return {tensor.bytes.data(), WeightFormat::float32, rows, cols};
       case SafetensorsDType::bfloat16:
-        return {tensor.bytes.data(), DType::bfloat16, rows, cols};
+        return {tensor.bytes.data(), WeightFormat::bfloat16, rows, cols};
       case SafetensorsDType::float16:
-        return {tensor.bytes.data(), DType::float16, rows, cols};
+        return {tensor.bytes.data(), WeightFormat::float16, rows, cols};
       default:
         throw_runtime(path_, ": tensor ", tensor.name, " has dtype ", name_of(tensor.dtype),
                       ", which cannot be used as a weight here");
@@ -161,13 +163,14 @@ class Checkpoint {
     const auto [scale_rows, scale_cols] = blocks_of(rows, cols, block_size_);
     const std::vector<float> scale =
         scales(tensor_of_shape(weight.name + "_scale_inv", {scale_rows, scale_cols}));
-    AlignedBuffer<std::byte> values(static_cast<std::size_t>(rows * cols * bytes_of(fp8_as_)));
+    AlignedBuffer<std::byte> values(
+        static_cast<std::size_t>(rows * cols * info_of(fp8_as_).bits / 8));
     const auto decode_to = [&](auto* out) {
       dequantize_fp8({reinterpret_cast<const std::uint8_t*>(weight.bytes.data()), rows, cols},
                      {scale.data(), scale_rows, scale_cols}, block_size_,
                      MatrixView(out, rows, cols));
     };
-    if (fp8_as_ == DType::float32)
+    if (fp8_as_ == WeightFormat::float32)
       decode_to(reinterpret_cast<float*>(values.data()));
     else
       decode_to(reinterpret_cast<bfloat16*>(values.data()));
@@ -196,7 +199,7 @@ class Checkpoint {
   }
 
   std::string path_;
-  DType fp8_as_;
+  WeightFormat fp8_as_;
   std::vector<SafetensorsFile> files_;
   std::map<std::string, const SafetensorsTensor*, std::less<>> tensors_;
   BlockSize block_size_ = kDefaultWeightBlockSize;

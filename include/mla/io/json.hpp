@@ -100,7 +100,10 @@ inline std::string json_text(const nlohmann::json& value) {
   constexpr std::size_t kMaxLength = 80;
   std::string text =
       value.dump(-1, ' ', /*ensure_ascii=*/true, nlohmann::json::error_handler_t::replace);
-  if (text.size() > kMaxLength) text = text.substr(0, kMaxLength) + "...";
+  if (text.size() > kMaxLength) {
+    text.resize(kMaxLength);
+    text += "...";
+  }
   return text;
 }
 

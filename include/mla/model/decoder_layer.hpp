@@ -1,22 +1,22 @@
 #ifndef MLA_MODEL_DECODER_LAYER_HPP_
 #define MLA_MODEL_DECODER_LAYER_HPP_
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <span>
 #include <variant>
 
-#include "mla/attention/context.hpp"
-#include "mla/attention/latent_kv_cache.hpp"
+#include "mla/attention/call_plan.hpp"
+#include "mla/attention/latent_cache.hpp"
 #include "mla/attention/multihead_latent_attention.hpp"
-#include "mla/attention/rms_norm.hpp"
 #include "mla/attention/weights.hpp"
-#include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/model/mixture_of_experts.hpp"
-#include "mla/model/mlp.hpp"
 #include "mla/model/model_config.hpp"
 #include "mla/model/router.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/mlp.hpp"
+#include "mla/ops/rms_norm.hpp"
 
 namespace mla {
 
@@ -47,9 +47,7 @@ struct DecoderLayerWeights {
 namespace detail {
 
 inline RmsNorm make_norm(const char* name, const WeightView& weight, const ModelConfig& config) {
-  require(weight.rows == 1 && weight.cols == config.hidden_size(), "tensor ", name,
-          " must have shape [1, ", config.hidden_size(), "], got [", weight.rows, ", ", weight.cols,
-          "]");
+  require_shape(name, weight, 1, config.hidden_size());
   return {weight, config.rms_norm_eps};
 }
 
@@ -75,18 +73,18 @@ class DecoderLayer {
 
   const MultiheadLatentAttention& attention() const noexcept { return attention_; }
 
-  /// Adds the layer's part to the residual stream x [tokens, hidden_size], whose tokens are
-  /// appended to `cache`. `options` go to the attention; there must be no padding.
-  template <StorageElement T>
-  void forward(MatrixView<float> x, LatentKVCache<T>& cache, Context& context,
-               const ForwardOptions& options = {}, DecoderObserver* observer = nullptr) const {
+  /// Adds the layer's part to the residual stream x [plan.tokens(), hidden_size], whose tokens are
+  /// appended to `caches`, this layer's of each of the plan's sequences; there must be no padding.
+  /// What was appended before something was thrown stays (see MultiheadLatentAttention).
+  void forward(MatrixView<float> x, const CallPlan& plan, std::span<LatentCache* const> caches,
+               Context& context, DecoderObserver* observer = nullptr) const {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
     const auto normalised = workspace.take_matrix<float>(x.rows, x.cols);
     const auto part = workspace.take_matrix<float>(x.rows, x.cols);
 
     normalise(input_norm_, x, normalised, context);
-    attention_.forward(map(normalised), cache, map(part), context, options);
+    attention_.forward(plan, caches, normalised, part, context);
     add(part, x);
     normalise(post_attention_norm_, x, normalised, context);
     forward_mlp(normalised, part, context, observer);
@@ -94,22 +92,17 @@ class DecoderLayer {
     if (observer) observer->on_layer(layer_, x);
   }
 
-  /// Appends x [tokens, hidden_size] to `cache` as forward() does, without computing what the layer
-  /// makes of it.
-  template <StorageElement T>
-  void append(MatrixView<const float> x, LatentKVCache<T>& cache, Context& context,
-              const ForwardOptions& options = {}) const {
+  /// Appends x [plan.tokens(), hidden_size] to `caches` as forward() does, without computing what
+  /// the layer makes of it.
+  void append(MatrixView<const float> x, const CallPlan& plan, std::span<LatentCache* const> caches,
+              Context& context) const {
     const Workspace::Scope scope(context.workspace());
     const auto normalised = context.workspace().take_matrix<float>(x.rows, x.cols);
     normalise(input_norm_, x, normalised, context);
-    attention_.append(map(normalised), cache, context, options);
+    attention_.append(plan, caches, normalised, context);
   }
 
  private:
-  static Eigen::Map<RowMajorMatrix> map(MatrixView<float> dense) {
-    return {dense.data, dense.rows, dense.cols};
-  }
-
   static void normalise(const RmsNorm& norm, MatrixView<const float> x, MatrixView<float> out,
                         const Context& context) {
     for (Index t = 0; t < x.rows; ++t) std::copy_n(x.row(t), x.cols, out.row(t));

@@ -10,31 +10,41 @@
 #include <utility>
 #include <vector>
 
-#include "mla/attention/context.hpp"
+#include "mla/attention/cache_rollback.hpp"
+#include "mla/attention/call_plan.hpp"
 #include "mla/attention/cost_model.hpp"
-#include "mla/attention/linear.hpp"
-#include "mla/attention/rms_norm.hpp"
+#include "mla/attention/latent_cache.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/io/checkpoint.hpp"
 #include "mla/model/decoder_layer.hpp"
 #include "mla/model/decoder_state.hpp"
 #include "mla/model/decoder_weights.hpp"
-#include "mla/model/embedding.hpp"
 #include "mla/model/load_decoder_weights.hpp"
 #include "mla/model/model_config.hpp"
 #include "mla/model/multi_token_prediction.hpp"
 #include "mla/model/read_model_config.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/embedding.hpp"
+#include "mla/ops/head.hpp"
 
 namespace mla {
 
-/// What a caller may say about a forward pass of a decoder.
+/// Options of a forward pass of a decoder.
 struct DecoderOptions {
   Mode mode = Mode::automatic;
-  /// A long prompt passes through the layers in chunks of so many tokens, which bounds the scratch
-  /// memory. With a pinned mode it does not change a bit of the result.
+  /// A long prompt passes through the layers in chunks of this many tokens, which bounds the
+  /// scratch memory. With a pinned mode it does not change a bit of the result.
   Index chunk_tokens = 256;
   DecoderObserver* observer = nullptr;
+};
+
+/// One text of a call: how it goes on, and how much of that is wanted back.
+struct TextStep {
+  DecoderState* state = nullptr;
+  std::span<const TokenId> tokens = {};
+  Index wanted = 1;  ///< rows of the result: those of the last tokens, 0 to all
 };
 
 /// A complete decoder: embedding, layers, norm, head, and the module for multi-token prediction
@@ -49,7 +59,8 @@ class DecoderModel {
   /// used where the files are mapped, but for fp8 ones, which are decoded to `fp8_as` (see
   /// Checkpoint). Throws std::runtime_error naming the file, the key or the tensor that is not as
   /// it must be.
-  static DecoderModel load(const std::filesystem::path& directory, DType fp8_as = DType::bfloat16) {
+  static DecoderModel load(const std::filesystem::path& directory,
+                           WeightFormat fp8_as = WeightFormat::bfloat16) {
     const ModelConfig config = load_model_config(directory);
     auto checkpoint = std::make_shared<const Checkpoint>(directory, fp8_as);
     DecoderModel model(config, load_decoder_weights(*checkpoint, config));
@@ -62,10 +73,9 @@ class DecoderModel {
   DecoderModel(const ModelConfig& config, const DecoderWeights& weights)
       : config_((config.validate(), config)),
         embedding_(weights.embed_tokens),
-        norm_(detail::make_norm("model.norm", weights.norm, config)),
-        head_(weights.lm_head) {
-    check_vocabulary("embed_tokens", weights.embed_tokens);
-    check_vocabulary("lm_head", weights.lm_head);
+        head_(detail::make_norm("model.norm", weights.norm, config), weights.lm_head) {
+    require_shape("embed_tokens", weights.embed_tokens, vocab_size(), hidden_size());
+    require_shape("lm_head", weights.lm_head, vocab_size(), hidden_size());
     const Index layers = static_cast<Index>(weights.layers.size());
     require(layers == config.num_hidden_layers, "num_hidden_layers is ", config.num_hidden_layers,
             ", but there are weights of ", layers);
@@ -73,10 +83,9 @@ class DecoderModel {
     for (Index layer = 0; layer < layers; ++layer)
       layers_.emplace_back(config, layer, weights.layers[static_cast<std::size_t>(layer)]);
     if (weights.prediction) prediction_.emplace(config, *weights.prediction);
-    config_.num_nextn_predict_layers = prediction_ ? 1 : 0;
   }
 
-  /// num_nextn_predict_layers says whether there is a module for it, 1 or 0.
+  /// As it was passed; prediction() says whether there is a module for multi-token prediction.
   const ModelConfig& config() const noexcept { return config_; }
   Index vocab_size() const noexcept { return config_.vocab_size; }
   Index hidden_size() const noexcept { return config_.hidden_size(); }
@@ -87,28 +96,38 @@ class DecoderModel {
     return prediction_ ? &*prediction_ : nullptr;
   }
 
-  /// Continues the text in `state` by `tokens` and writes the logits [n, vocab_size] of the last n
-  /// of them, any n up to all. Allocates nothing once `context` has seen a call of this size and
-  /// `state` has room (DecoderState::reserve). Throws std::invalid_argument for a token that is not
-  /// in the vocabulary, for more tokens than max_position_embeddings, and for shapes that do not
-  /// fit; whatever is thrown, the state is as it was.
-  template <StorageElement T>
-  void forward(std::span<const TokenId> tokens, DecoderState<T>& state,
+  /// Continues several texts in one call, each with its own state and any number of tokens, prompts
+  /// beside single ones: logits [sum of wanted, vocab_size], one text after the other. Every text
+  /// gets the bits that it would get alone. Weights are read once for all texts, so that a few of
+  /// them take little longer than one. Allocates nothing once `context` has seen a call of this
+  /// size and the states have room (DecoderState::reserve). Throws std::invalid_argument for a
+  /// token that is not in the vocabulary, for more tokens than max_position_embeddings, for a state
+  /// of another model, and for shapes that do not fit; whatever is thrown, the states are
+  /// unchanged.
+  void forward(std::span<const TextStep> batch, Eigen::Ref<RowMajorMatrix> logits, Context& context,
+               const DecoderOptions& options = {}) const {
+    const Index wanted = check(batch, options);
+    require_matrix("logits", mutable_view_of(logits), wanted, vocab_size());
+    Workspace& workspace = context.workspace();
+    const Workspace::Scope scope(workspace);
+    const auto caches = caches_of(batch, workspace);
+    CacheRollback<LatentCache> rollback(caches, workspace);
+    const auto hidden = workspace.take_matrix<float>(wanted, hidden_size());
+    run(batch, hidden, context, options);
+    head_.forward(hidden, mutable_view_of(logits), context);
+    rollback.keep();
+  }
+
+  /// One text: logits [n, vocab_size] of the last n of `tokens`, any n up to all. Throws likewise.
+  void forward(std::span<const TokenId> tokens, DecoderState& state,
                Eigen::Ref<RowMajorMatrix> logits, Context& context,
                const DecoderOptions& options = {}) const {
-    require(logits.rows() <= std::ssize(tokens) && logits.cols() == vocab_size(),
-            "logits must have at most ", tokens.size(), " rows of vocab_size ", vocab_size(),
-            ", got [", logits.rows(), ", ", logits.cols(), "]");
-    const MatrixView<float> out(logits.data(), logits.rows(), logits.cols(), logits.outerStride());
-    run(tokens, state, out.rows, context, options,
-        [&](Index first, MatrixView<const float> hidden) {
-          head_.forward(hidden, out.row_range(first, hidden.rows), context);
-        });
+    const TextStep step = {&state, tokens, logits.rows()};
+    forward(std::span(&step, 1), logits, context, options);
   }
 
   /// The same, with memory of its own: logits [tokens, vocab_size] of all tokens.
-  template <StorageElement T>
-  RowMajorMatrix forward(std::span<const TokenId> tokens, DecoderState<T>& state,
+  RowMajorMatrix forward(std::span<const TokenId> tokens, DecoderState& state,
                          const DecoderOptions& options = {}) const {
     RowMajorMatrix logits(std::ssize(tokens), vocab_size());
     Context context;
@@ -116,112 +135,151 @@ class DecoderModel {
     return logits;
   }
 
-  /// As forward(), but writes the states [n, hidden_size] of the last n tokens after model.norm,
-  /// which head() makes logits of and multi-token prediction works on.
-  template <StorageElement T>
-  void forward_hidden(std::span<const TokenId> tokens, DecoderState<T>& state,
+  /// As forward(), but writes the states [sum of wanted, hidden_size] after model.norm, which
+  /// head() makes logits of and multi-token prediction works on.
+  void forward_hidden(std::span<const TextStep> batch, Eigen::Ref<RowMajorMatrix> hidden,
+                      Context& context, const DecoderOptions& options = {}) const {
+    const Index wanted = check(batch, options);
+    require_matrix("hidden", mutable_view_of(hidden), wanted, hidden_size());
+    const Workspace::Scope scope(context.workspace());
+    const auto caches = caches_of(batch, context.workspace());
+    CacheRollback<LatentCache> rollback(caches, context.workspace());
+    run(batch, mutable_view_of(hidden), context, options);
+    rollback.keep();
+  }
+  void forward_hidden(std::span<const TokenId> tokens, DecoderState& state,
                       Eigen::Ref<RowMajorMatrix> hidden, Context& context,
                       const DecoderOptions& options = {}) const {
-    require(hidden.rows() <= std::ssize(tokens) && hidden.cols() == hidden_size(),
-            "hidden must have at most ", tokens.size(), " rows of hidden_size ", hidden_size(),
-            ", got [", hidden.rows(), ", ", hidden.cols(), "]");
-    run(tokens, state, hidden.rows(), context, options,
-        [&](Index first, MatrixView<const float> x) {
-          for (Index t = 0; t < x.rows; ++t)
-            std::copy_n(x.row(t), x.cols, hidden.data() + (first + t) * hidden.outerStride());
-        });
+    const TextStep step = {&state, tokens, hidden.rows()};
+    forward_hidden(std::span(&step, 1), hidden, context, options);
   }
 
   /// hidden [n, hidden_size] after model.norm -> logits [n, vocab_size].
   void head(const Eigen::Ref<const RowMajorMatrix>& hidden, Eigen::Ref<RowMajorMatrix> logits,
             Context& context) const {
-    require(hidden.cols() == hidden_size() && logits.rows() == hidden.rows() &&
-                logits.cols() == vocab_size(),
-            "head() makes [n, ", vocab_size(), "] of [n, ", hidden_size(), "], got [",
-            logits.rows(), ", ", logits.cols(), "] and [", hidden.rows(), ", ", hidden.cols(), "]");
-    head_.forward({hidden.data(), hidden.rows(), hidden.cols(), hidden.outerStride()},
-                  {logits.data(), logits.rows(), logits.cols(), logits.outerStride()}, context);
+    head_.forward(view_of(hidden), mutable_view_of(logits), context);
   }
 
  private:
-  // Truncates the caches to what they had, unless told to keep it.
-  template <StorageElement T>
-  class Rollback {
-   public:
-    explicit Rollback(DecoderState<T>& state) noexcept : state_(state), tokens_(state.size()) {}
-    Rollback(const Rollback&) = delete;
-    Rollback& operator=(const Rollback&) = delete;
-    ~Rollback() {
-      if (!kept_) state_.truncate_layers(tokens_);
-    }
-    void keep() noexcept { kept_ = true; }
-
-   private:
-    DecoderState<T>& state_;
-    Index tokens_;
-    bool kept_ = false;
+  // A text's share of a pass through the layers.
+  struct Piece {
+    const TextStep* step;
+    Index first, tokens;  // of the step's
+    Index row;            // of the result: that of the step's first wanted token
   };
 
-  void check_vocabulary(const char* name, const WeightView& weight) const {
-    require(weight.rows == vocab_size() && weight.cols == hidden_size(), "tensor ", name,
-            " must have shape [", vocab_size(), ", ", hidden_size(), "], got [", weight.rows, ", ",
-            weight.cols, "]");
-  }
-
-  template <StorageElement T>
-  void check(std::span<const TokenId> tokens, const DecoderState<T>& state,
-             const DecoderOptions& options) const {
-    require(state.fits(config_), "the state was made for another model: it has ", state.layers(),
-            " layers with rows of ", state.layer(0).rows().row_width(), " elements, this one has ",
-            config_.num_hidden_layers, " with ", config_.attention.cache_row_width());
+  // Returns the rows of the result.
+  Index check(std::span<const TextStep> batch, const DecoderOptions& options) const {
     require(options.chunk_tokens > 0, "chunk_tokens must be positive, got ", options.chunk_tokens);
-    require(std::ssize(tokens) <= max_position_embeddings() - state.size(), "a text of ",
-            state.size(), " + ", tokens.size(), " tokens is longer than max_position_embeddings ",
-            max_position_embeddings());
-    embedding_.check(tokens);
-  }
-
-  // Calls sink(first, hidden) for the last `wanted` tokens, in chunks: states [n, hidden_size]
-  // after model.norm, from the wanted token `first` on.
-  template <StorageElement T, class Sink>
-  void run(std::span<const TokenId> tokens, DecoderState<T>& state, Index wanted, Context& context,
-           const DecoderOptions& options, const Sink& sink) const {
-    check(tokens, state, options);
-    Rollback<T> rollback(state);
-    const Index count = std::ssize(tokens), unwanted = count - wanted;
-    state.reserve(state.size() + count);
-    for (Index first = 0; first < count; first += options.chunk_tokens) {
-      const Index chunk = std::min(options.chunk_tokens, count - first);
-      const Workspace::Scope scope(context.workspace());
-      const auto x = context.workspace().template take_matrix<float>(chunk, hidden_size());
-      forward_chunk(
-          tokens.subspan(static_cast<std::size_t>(first), static_cast<std::size_t>(chunk)), state,
-          x, context, options);
-      const Index skip = std::clamp(unwanted - first, Index{0}, chunk);
-      if (skip < chunk) sink(first + skip - unwanted, x.row_range(skip, chunk - skip));
+    Index wanted = 0;
+    for (std::size_t s = 0; s < batch.size(); ++s) {
+      const TextStep& step = batch[s];
+      require(step.state != nullptr, "text ", s, " has no state");
+      const DecoderState& state = *step.state;
+      require(state.fits(config_), "the state of text ", s, " was made for another model: it has ",
+              state.layers(), " layers with rows of ", state.layer(0).layout().width(),
+              " elements, this one has ", config_.num_hidden_layers, " with ",
+              config_.attention.cache_row_width());
+      for (std::size_t other = 0; other < s; ++other)
+        require(batch[other].state != step.state, "texts ", other, " and ", s,
+                " have the same state");
+      require(std::ssize(step.tokens) <= max_position_embeddings() - state.size(), "a text of ",
+              state.size(), " + ", step.tokens.size(),
+              " tokens is longer than max_position_embeddings ", max_position_embeddings());
+      require(step.wanted >= 0 && step.wanted <= std::ssize(step.tokens), "text ", s, " has ",
+              step.tokens.size(), " tokens, cannot give the last ", step.wanted);
+      embedding_.check(step.tokens);
+      wanted += step.wanted;
     }
-    rollback.keep();
+    return wanted;
   }
 
-  // -> x [tokens, hidden_size] after model.norm
-  template <StorageElement T>
-  void forward_chunk(std::span<const TokenId> tokens, DecoderState<T>& state, MatrixView<float> x,
-                     Context& context, const DecoderOptions& options) const {
-    embedding_.forward(tokens, x, context);
+  // All caches of the layers.
+  std::span<LatentCache* const> caches_of(std::span<const TextStep> batch,
+                                          Workspace& workspace) const {
+    const Index count = std::ssize(batch) * config_.num_hidden_layers;
+    LatentCache** const caches = workspace.take<LatentCache*>(count);
+    LatentCache** next = caches;
+    for (const TextStep& step : batch)
+      for (Index layer = 0; layer < config_.num_hidden_layers; ++layer)
+        *next++ = &step.state->layer(layer);
+    return {caches, static_cast<std::size_t>(count)};
+  }
+
+  // Checked texts through all layers -> hidden [sum of wanted, hidden_size] after model.norm. Texts
+  // are cut into the chunks that they would have alone, and chunks of several texts go together as
+  // long as they are no more than chunk_tokens.
+  void run(std::span<const TextStep> batch, MatrixView<float> hidden, Context& context,
+           const DecoderOptions& options) const {
+    Workspace& workspace = context.workspace();
+    Index* const done = workspace.take<Index>(std::ssize(batch));
+    std::fill_n(done, batch.size(), Index{0});
+    Piece* const pieces = workspace.take<Piece>(std::ssize(batch));
+    for (const TextStep& step : batch)
+      step.state->reserve(step.state->size() + std::ssize(step.tokens));
+    while (true) {
+      Index count = 0, tokens = 0, row = 0;
+      for (std::size_t s = 0; s < batch.size(); ++s) {
+        const Index left = std::ssize(batch[s].tokens) - done[s];
+        const Index chunk = std::min(options.chunk_tokens, left);
+        if (chunk > 0 && (tokens == 0 || tokens + chunk <= options.chunk_tokens)) {
+          pieces[count++] = {&batch[s], done[s], chunk, row};
+          tokens += chunk;
+          done[s] += chunk;
+        }
+        row += batch[s].wanted;
+      }
+      if (count == 0) return;
+      pass({pieces, static_cast<std::size_t>(count)}, tokens, hidden, context, options);
+    }
+  }
+
+  // One pass of `tokens` tokens through the layers.
+  void pass(std::span<const Piece> pieces, Index tokens, MatrixView<float> hidden, Context& context,
+            const DecoderOptions& options) const {
+    Workspace& workspace = context.workspace();
+    const Workspace::Scope scope(workspace);
+    const auto x = workspace.take_matrix<float>(tokens, hidden_size());
+    Sequence* const sequences = workspace.take<Sequence>(std::ssize(pieces));
+    Index row = 0;
+    for (std::size_t p = 0; p < pieces.size(); row += pieces[p++].tokens) {
+      const Piece& piece = pieces[p];
+      sequences[p] = {&piece.step->state->layer(0), piece.tokens};
+      embedding_.forward(piece.step->tokens.subspan(static_cast<std::size_t>(piece.first),
+                                                    static_cast<std::size_t>(piece.tokens)),
+                         x.row_range(row, piece.tokens), context);
+    }
     if (options.observer) options.observer->on_embedding(x);
-    for (Index layer = 0; layer < config_.num_hidden_layers; ++layer)
-      layers_[static_cast<std::size_t>(layer)].forward(x, state.layer(layer), context,
-                                                       {.mode = options.mode}, options.observer);
-    norm_.forward(x, context);
+    const CallPlan plan = layers_.front().attention().plan(tokens, {sequences, pieces.size()},
+                                                           {.mode = options.mode}, context);
+    LatentCache** const caches = workspace.take<LatentCache*>(std::ssize(pieces));
+    for (Index layer = 0; layer < config_.num_hidden_layers; ++layer) {
+      for (std::size_t p = 0; p < pieces.size(); ++p)
+        caches[p] = &pieces[p].step->state->layer(layer);
+      layers_[static_cast<std::size_t>(layer)].forward(x, plan, {caches, pieces.size()}, context,
+                                                       options.observer);
+    }
+    head_.normalise(x, context);
     if (options.observer) options.observer->on_norm(x);
+    row = 0;
+    for (const Piece& piece : pieces) {
+      keep_wanted(piece, x.row_range(row, piece.tokens), hidden);
+      row += piece.tokens;
+    }
+  }
+
+  // Copies those rows of a piece's x that are wanted to their place.
+  static void keep_wanted(const Piece& piece, MatrixView<const float> x, MatrixView<float> hidden) {
+    const Index unwanted = std::ssize(piece.step->tokens) - piece.step->wanted;
+    for (Index t = std::max<Index>(0, unwanted - piece.first); t < piece.tokens; ++t)
+      std::copy_n(x.row(t), x.cols, hidden.row(piece.row + piece.first + t - unwanted));
   }
 
   ModelConfig config_;
   std::shared_ptr<const Checkpoint> checkpoint_;  // of load(): what the views below refer to
   Embedding embedding_;
   std::vector<DecoderLayer> layers_;
-  RmsNorm norm_;
-  Linear head_;
+  Head head_;  // model.norm and lm_head
   std::optional<MultiTokenPrediction> prediction_;
 };
 

@@ -6,7 +6,7 @@
 #include <string_view>
 #include <vector>
 
-#include "mla/attention/latent_kv_cache.hpp"
+#include "mla/attention/latent_cache.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/io/cache_snapshot.hpp"
@@ -26,14 +26,13 @@ std::vector<Cache*> caches_of(State& state) {
   return caches;
 }
 
-template <StorageElement T>
-SnapshotFields snapshot_fields(const ModelConfig& config, const DecoderState<T>& state,
-                               std::string_view label) {
+inline SnapshotFields snapshot_fields(const ModelConfig& config, const DecoderState& state,
+                                      std::string_view label) {
   require(state.fits(config), "the state was made for another model: it has ", state.layers(),
           " layers, this one has ", config.num_hidden_layers);
   const Index predictions = state.prediction() ? 1 : 0;
   SnapshotFields fields =
-      snapshot_fields(config.attention, kDTypeOf<T>, state.layers() + predictions, label);
+      snapshot_fields(config.attention, state.layer(0), state.layers() + predictions, label);
   fields.emplace_back("num_hidden_layers", std::to_string(state.layers()));
   fields.emplace_back("num_nextn_predict_layers", std::to_string(predictions));
   return fields;
@@ -43,22 +42,20 @@ SnapshotFields snapshot_fields(const ModelConfig& config, const DecoderState<T>&
 
 /// Writes the state of a text, over all layers, to one file: as save_snapshot() of a cache. `label`
 /// says which weights it was made with.
-template <StorageElement T>
-void save_snapshot(const std::filesystem::path& path, const ModelConfig& config,
-                   const DecoderState<T>& state, std::string_view label = {}) {
+inline void save_snapshot(const std::filesystem::path& path, const ModelConfig& config,
+                          const DecoderState& state, std::string_view label = {}) {
   const auto fields = detail::snapshot_fields(config, state, label);
-  const auto caches = detail::caches_of<const LatentKVCache<T>>(state);
-  detail::write_snapshot<T>(path, fields, caches);
+  const auto caches = detail::caches_of<const LatentCache>(state);
+  detail::write_snapshot(path, fields, caches);
 }
 
 /// Replaces the text in `state` by that of a snapshot: as restore_snapshot() of a cache, with all
 /// layers as they were whatever is thrown.
-template <StorageElement T>
-void restore_snapshot(const std::filesystem::path& path, const ModelConfig& config,
-                      DecoderState<T>& state, std::string_view label = {}) {
+inline void restore_snapshot(const std::filesystem::path& path, const ModelConfig& config,
+                             DecoderState& state, std::string_view label = {}) {
   const auto fields = detail::snapshot_fields(config, state, label);
-  const auto caches = detail::caches_of<LatentKVCache<T>>(state);
-  const detail::SnapshotFile<T> file(path, fields, caches);
+  const auto caches = detail::caches_of<LatentCache>(state);
+  const detail::SnapshotFile file(path, fields, caches);
   for (Index layer = 1; layer < state.layers(); ++layer)
     if (file.tokens(static_cast<std::size_t>(layer)) != file.tokens(0))
       file.fail("layer ", layer, " has ", file.tokens(static_cast<std::size_t>(layer)),

@@ -7,7 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "mla/attention/latent_kv_cache.hpp"
+#include "mla/attention/latent_cache.hpp"
+#include "mla/core/cache_format.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/model/model_config.hpp"
@@ -15,34 +16,32 @@
 namespace mla {
 
 /// What a decoder remembers of one text: a latent cache for each layer, and one for multi-token
-/// prediction where the model has it. T is float, bfloat16 or float16.
-template <StorageElement T>
+/// prediction where the model has it.
 class DecoderState {
  public:
-  using Element = T;
-
-  /// Throws std::invalid_argument where `config` does not fit.
-  explicit DecoderState(const ModelConfig& config) {
+  /// Throws std::invalid_argument where `config` or `format` does not fit.
+  explicit DecoderState(const ModelConfig& config, CacheFormat format = CacheFormat::float32) {
     config.validate();
     for (Index layer = 0; layer < config.num_hidden_layers; ++layer)
-      layers_.emplace_back(config.attention);
-    if (config.num_nextn_predict_layers > 0) prediction_.emplace_back(config.attention);
+      layers_.emplace_back(config.attention, format);
+    if (config.num_nextn_predict_layers > 0) prediction_.emplace_back(config.attention, format);
   }
+
+  /// Of all its caches.
+  CacheFormat format() const noexcept { return layers_.front().format(); }
 
   /// Tokens in the caches of the layers.
   Index size() const noexcept { return layers_.front().size(); }
   Index layers() const noexcept { return static_cast<Index>(layers_.size()); }
 
-  LatentKVCache<T>& layer(Index i) noexcept { return layers_[static_cast<std::size_t>(i)]; }
-  const LatentKVCache<T>& layer(Index i) const noexcept {
-    return layers_[static_cast<std::size_t>(i)];
-  }
+  LatentCache& layer(Index i) noexcept { return layers_[static_cast<std::size_t>(i)]; }
+  const LatentCache& layer(Index i) const noexcept { return layers_[static_cast<std::size_t>(i)]; }
   /// The cache of multi-token prediction: position t is made of state t and token t + 1. nullptr
   /// where the model has none.
-  LatentKVCache<T>* prediction() noexcept {
+  LatentCache* prediction() noexcept {
     return prediction_.empty() ? nullptr : &prediction_.front();
   }
-  const LatentKVCache<T>* prediction() const noexcept {
+  const LatentCache* prediction() const noexcept {
     return prediction_.empty() ? nullptr : &prediction_.front();
   }
 
@@ -52,7 +51,7 @@ class DecoderState {
 
   /// Makes room for `tokens` tokens in all: appending up to there allocates nothing.
   void reserve(Index tokens) {
-    for_each_cache([&](LatentKVCache<T>& cache) { cache.reserve(tokens); });
+    for_each_cache([&](LatentCache& cache) { cache.reserve(tokens); });
   }
 
   /// Forgets all but the first `tokens` tokens, exactly: what follows is as if the others had never
@@ -71,44 +70,44 @@ class DecoderState {
   /// Truncates the caches of the layers, however many tokens each of them has, and leaves that of
   /// multi-token prediction alone.
   void truncate_layers(Index tokens) {
-    for (LatentKVCache<T>& cache : layers_) cache.truncate(std::min(tokens, cache.size()));
+    for (LatentCache& cache : layers_) cache.truncate(std::min(tokens, cache.size()));
   }
 
   /// Forgets everything and keeps the memory.
   void clear() noexcept {
-    for_each_cache([](LatentKVCache<T>& cache) { cache.clear(); });
+    for_each_cache([](LatentCache& cache) { cache.clear(); });
   }
 
   /// Bytes of the cached rows, over all layers.
   std::size_t bytes_used() const noexcept {
-    return sum([](const LatentKVCache<T>& cache) { return cache.bytes_used(); });
+    return sum([](const LatentCache& cache) { return cache.bytes_used(); });
   }
   /// Bytes of all pages, also of those that hold no token yet.
   std::size_t bytes_allocated() const noexcept {
-    return sum([](const LatentKVCache<T>& cache) { return cache.bytes_allocated(); });
+    return sum([](const LatentCache& cache) { return cache.bytes_allocated(); });
   }
   /// Bytes that a token takes, over all layers.
   std::size_t bytes_per_token() const noexcept {
-    return sum([](const LatentKVCache<T>& cache) { return cache.bytes_per_token(); });
+    return sum([](const LatentCache& cache) { return cache.bytes_per_token(); });
   }
 
  private:
   template <class Visit>
   void for_each_cache(const Visit& visit) {
-    for (LatentKVCache<T>& cache : layers_) visit(cache);
-    for (LatentKVCache<T>& cache : prediction_) visit(cache);
+    for (LatentCache& cache : layers_) visit(cache);
+    for (LatentCache& cache : prediction_) visit(cache);
   }
 
   template <class Bytes>
   std::size_t sum(const Bytes& bytes) const noexcept {
     std::size_t total = 0;
-    for (const LatentKVCache<T>& cache : layers_) total += bytes(cache);
-    for (const LatentKVCache<T>& cache : prediction_) total += bytes(cache);
+    for (const LatentCache& cache : layers_) total += bytes(cache);
+    for (const LatentCache& cache : prediction_) total += bytes(cache);
     return total;
   }
 
-  std::vector<LatentKVCache<T>> layers_;      // [num_hidden_layers]
-  std::vector<LatentKVCache<T>> prediction_;  // one or none
+  std::vector<LatentCache> layers_;      // [num_hidden_layers]
+  std::vector<LatentCache> prediction_;  // one or none
 };
 
 }  // namespace mla

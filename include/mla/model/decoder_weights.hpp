@@ -4,7 +4,7 @@
 #include <optional>
 #include <vector>
 
-#include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/model/decoder_layer.hpp"
 
 namespace mla {

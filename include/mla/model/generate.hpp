@@ -7,25 +7,25 @@
 #include <span>
 #include <vector>
 
-#include "mla/attention/context.hpp"
 #include "mla/attention/cost_model.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/model/decoder_model.hpp"
 #include "mla/model/decoder_state.hpp"
-#include "mla/model/generation.hpp"
+#include "mla/model/generation_options.hpp"
 #include "mla/model/model_config.hpp"
 #include "mla/model/speculative.hpp"
+#include "mla/ops/context.hpp"
 
 namespace mla {
 
 namespace detail {
 
 /// One call of generate(). All memory is taken in the constructor.
-template <StorageElement T, TokenSampler S>
+template <TokenSampler S>
 class Generation {
  public:
-  Generation(const DecoderModel& model, DecoderState<T>& state, std::span<const TokenId> prompt,
+  Generation(const DecoderModel& model, DecoderState& state, std::span<const TokenId> prompt,
              S& sampler, Context& context, const GenerationOptions& options)
       : model_(model),
         state_(state),
@@ -215,7 +215,7 @@ class Generation {
   }
 
   const DecoderModel& model_;
-  DecoderState<T>& state_;
+  DecoderState& state_;
   S& sampler_;
   Context& context_;
   GenerationOptions options_;
@@ -238,11 +238,11 @@ class Generation {
 /// is allocated. Throws std::invalid_argument for an empty prompt, a prompt that is longer than the
 /// context, or a token that is not in the vocabulary. Whatever is thrown, also by a callback,
 /// `state` is as it was.
-template <StorageElement T, TokenSampler S>
-GenerationResult generate(const DecoderModel& model, DecoderState<T>& state,
+template <TokenSampler S>
+GenerationResult generate(const DecoderModel& model, DecoderState& state,
                           std::span<const TokenId> prompt, S& sampler, Context& context,
                           const GenerationOptions& options = {}) {
-  return detail::Generation<T, S>(model, state, prompt, sampler, context, options).run();
+  return detail::Generation<S>(model, state, prompt, sampler, context, options).run();
 }
 
 }  // namespace mla

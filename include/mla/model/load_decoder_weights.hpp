@@ -13,8 +13,8 @@
 #include "mla/model/decoder_layer.hpp"
 #include "mla/model/decoder_weights.hpp"
 #include "mla/model/mixture_of_experts.hpp"
-#include "mla/model/mlp.hpp"
 #include "mla/model/model_config.hpp"
+#include "mla/ops/mlp.hpp"
 
 namespace mla {
 
@@ -61,7 +61,7 @@ class DecoderLoader {
     return own.bytes() <= kMostCompared && is_copy(own, models) ? models : own;
   }
   static bool is_copy(const WeightView& a, const WeightView& b) {
-    return a.dtype == b.dtype && a.bytes() == b.bytes() &&
+    return a.format == b.format && a.bytes() == b.bytes() &&
            std::memcmp(a.data, b.data, static_cast<std::size_t>(a.bytes())) == 0;
   }
   // A file may hold the head of a tied model as a copy. Another matrix is none: either the key or

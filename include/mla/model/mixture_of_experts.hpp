@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <vector>
 
-#include "mla/attention/context.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
-#include "mla/model/mlp.hpp"
 #include "mla/model/model_config.hpp"
 #include "mla/model/router.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/mlp.hpp"
 
 namespace mla {
 

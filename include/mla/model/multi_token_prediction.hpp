@@ -6,16 +6,20 @@
 #include <numeric>
 #include <span>
 
-#include "mla/attention/context.hpp"
-#include "mla/attention/latent_kv_cache.hpp"
-#include "mla/attention/linear.hpp"
-#include "mla/attention/rms_norm.hpp"
+#include "mla/attention/cache_rollback.hpp"
+#include "mla/attention/call_plan.hpp"
+#include "mla/attention/latent_cache.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/model/decoder_layer.hpp"
 #include "mla/model/decoder_weights.hpp"
-#include "mla/model/embedding.hpp"
 #include "mla/model/model_config.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/embedding.hpp"
+#include "mla/ops/head.hpp"
+#include "mla/ops/linear.hpp"
+#include "mla/ops/rms_norm.hpp"
 
 namespace mla {
 
@@ -40,13 +44,14 @@ class MultiTokenPrediction {
         hidden_first_(weights.hidden_first),
         projection_(weights.eh_proj),
         layer_(config, config.num_hidden_layers + depth, weights.layer),
-        head_(weights.shared_head) {
-    if (weights.shared_head_norm)
-      norm_ = detail::make_norm("shared_head.norm", weights.shared_head_norm, config);
+        head_(weights.shared_head_norm
+                  ? detail::make_norm("shared_head.norm", weights.shared_head_norm, config)
+                  : RmsNorm(),
+              weights.shared_head) {
     const Index hidden = config.hidden_size();
-    check("embed_tokens", weights.embed_tokens, config.vocab_size, hidden);
-    check("eh_proj", weights.eh_proj, hidden, 2 * hidden);
-    check("shared_head.head", weights.shared_head, config.vocab_size, hidden);
+    require_shape("embed_tokens", weights.embed_tokens, config.vocab_size, hidden);
+    require_shape("eh_proj", weights.eh_proj, hidden, 2 * hidden);
+    require_shape("shared_head.head", weights.shared_head, config.vocab_size, hidden);
   }
 
   Index vocab_size() const noexcept { return embedding_.vocab_size(); }
@@ -60,26 +65,23 @@ class MultiTokenPrediction {
   /// Positions in `cache` must rise; ones that it lacks change a prediction, but harm nothing. The
   /// call takes memory for all its tokens, so cut a long prompt into chunks: the result is the
   /// same to the last bit. Throws as DecoderModel::forward, with the cache as it was.
-  template <StorageElement T>
   void forward(const Eigen::Ref<const RowMajorMatrix>& hidden, std::span<const TokenId> next_tokens,
-               Index first_position, LatentKVCache<T>& cache, Eigen::Ref<RowMajorMatrix> logits,
+               Index first_position, LatentCache& cache, Eigen::Ref<RowMajorMatrix> logits,
                Context& context, Mode mode = Mode::automatic,
                DecoderObserver* observer = nullptr) const {
     require(logits.cols() == vocab_size(), "logits must have vocab_size ", vocab_size(),
             " columns, got ", logits.cols());
     run(hidden, next_tokens, first_position, cache, logits.rows(), context, mode, observer,
         [&](MatrixView<float> x) {
-          if (norm_) norm_.forward(x, context);
-          head_.forward(x, {logits.data(), logits.rows(), logits.cols(), logits.outerStride()},
-                        context);
+          head_.normalise(x, context);
+          head_.forward(x, mutable_view_of(logits), context);
         });
   }
 
   /// As forward(), but writes the states [n, hidden_size] of the last n positions before norm and
   /// head, which the next module of a chain takes.
-  template <StorageElement T>
   void states(const Eigen::Ref<const RowMajorMatrix>& hidden, std::span<const TokenId> next_tokens,
-              Index first_position, LatentKVCache<T>& cache, Eigen::Ref<RowMajorMatrix> states,
+              Index first_position, LatentCache& cache, Eigen::Ref<RowMajorMatrix> states,
               Context& context, Mode mode = Mode::automatic,
               DecoderObserver* observer = nullptr) const {
     require(states.cols() == hidden_size(), "states must have hidden_size ", hidden_size(),
@@ -94,28 +96,20 @@ class MultiTokenPrediction {
   /// states [n, hidden_size] -> logits [n, vocab_size].
   void head(const Eigen::Ref<const RowMajorMatrix>& states, Eigen::Ref<RowMajorMatrix> logits,
             Context& context) const {
-    require(states.cols() == hidden_size() && logits.rows() == states.rows() &&
-                logits.cols() == vocab_size(),
-            "head() makes [n, ", vocab_size(), "] of [n, ", hidden_size(), "], got [",
-            logits.rows(), ", ", logits.cols(), "] and [", states.rows(), ", ", states.cols(), "]");
+    require_matrix("states", view_of(states), logits.rows(), hidden_size());
     const Workspace::Scope scope(context.workspace());
     const auto x = context.workspace().take_matrix<float>(states.rows(), states.cols());
     for (Index t = 0; t < x.rows; ++t)
       std::copy_n(states.data() + t * states.outerStride(), x.cols, x.row(t));
-    if (norm_) norm_.forward(x, context);
-    head_.forward(x, {logits.data(), logits.rows(), logits.cols(), logits.outerStride()}, context);
+    head_.normalise(x, context);
+    head_.forward(x, mutable_view_of(logits), context);
   }
 
  private:
-  static void check(const char* name, const WeightView& weight, Index rows, Index cols) {
-    require(weight.rows == rows && weight.cols == cols, "tensor ", name, " must have shape [", rows,
-            ", ", cols, "], got [", weight.rows, ", ", weight.cols, "]");
-  }
-
   // Calls sink(x [wanted, hidden_size]) with what the layer makes of the last positions.
-  template <StorageElement T, class Sink>
+  template <class Sink>
   void run(const Eigen::Ref<const RowMajorMatrix>& hidden, std::span<const TokenId> next_tokens,
-           Index first_position, LatentKVCache<T>& cache, Index wanted, Context& context, Mode mode,
+           Index first_position, LatentCache& cache, Index wanted, Context& context, Mode mode,
            DecoderObserver* observer, const Sink& sink) const {
     const Index tokens = std::ssize(next_tokens);
     require(hidden.rows() == tokens && hidden.cols() == hidden_size(), "hidden must have shape [",
@@ -131,19 +125,24 @@ class MultiTokenPrediction {
     std::iota(first, first + tokens, first_position);
     const std::span<const Index> positions(first, static_cast<std::size_t>(tokens));
 
-    // What follows the others nobody asks for: the last ones only need to see them.
+    // Only the last `wanted` positions need an output; the others are just appended to the cache.
     const Index others = observer ? 0 : tokens - wanted;
     const auto place = static_cast<std::size_t>(others);
-    const Index past = cache.size();
-    layer_.append(x.row_range(0, others), cache, context, {.position_ids = positions.first(place)});
-    try {
-      layer_.forward(x.row_range(others, tokens - others), cache, context,
-                     {.mode = mode, .position_ids = positions.subspan(place)}, observer);
-      sink(x.row_range(tokens - wanted, wanted));
-    } catch (...) {
-      cache.truncate(past);
-      throw;
-    }
+    LatentCache* const caches[] = {&cache};
+    CacheRollback<LatentCache> rollback(caches, workspace);
+    layer_.append(x.row_range(0, others), plan(cache, positions.first(place), mode, context),
+                  caches, context);
+    layer_.forward(x.row_range(others, tokens - others),
+                   plan(cache, positions.subspan(place), mode, context), caches, context, observer);
+    sink(x.row_range(tokens - wanted, wanted));
+    rollback.keep();
+  }
+
+  CallPlan plan(LatentCache& cache, std::span<const Index> positions, Mode mode,
+                Context& context) const {
+    const Sequence sequence = {&cache, std::ssize(positions)};
+    return layer_.attention().plan(std::ssize(positions), std::span(&sequence, 1),
+                                   {.mode = mode, .position_ids = positions}, context);
   }
 
   // -> x [tokens, hidden_size]
@@ -166,8 +165,7 @@ class MultiTokenPrediction {
   bool hidden_first_;
   Linear projection_;
   DecoderLayer layer_;
-  RmsNorm norm_;  // empty: none
-  Linear head_;
+  Head head_;
 };
 
 }  // namespace mla

@@ -7,11 +7,12 @@
 #include <numeric>
 #include <vector>
 
-#include "mla/attention/context.hpp"
-#include "mla/attention/linear.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/model/model_config.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/linear.hpp"
 
 namespace mla {
 
@@ -23,13 +24,10 @@ struct RouterWeights {
   /// Throws std::invalid_argument naming the tensor that is missing, not used, or of another shape.
   void validate(const MixtureOfExpertsConfig& config, Index hidden_size) const {
     const Index experts = config.n_routed_experts;
-    require(gate.rows == experts && gate.cols == hidden_size, "tensor gate must have shape [",
-            experts, ", ", hidden_size, "], got [", gate.rows, ", ", gate.cols, "]");
+    require_shape("gate", gate, experts, hidden_size);
     const WeightView& bias = e_score_correction_bias;
     if (config.topk_method == TopkMethod::noaux_tc)
-      require(bias.rows == 1 && bias.cols == experts,
-              "tensor e_score_correction_bias must have shape [1, ", experts, "], got [", bias.rows,
-              ", ", bias.cols, "]");
+      require_shape("e_score_correction_bias", bias, 1, experts);
     else
       require(!bias, "tensor e_score_correction_bias is set, but topk_method ",
               name_of(config.topk_method), " does not use it");

@@ -5,7 +5,9 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <cstdlib>
+#include <iterator>
 #include <optional>
 #include <string_view>
 
@@ -25,8 +27,9 @@
 
 namespace mla::simd {
 
-/// Instruction sets that kernels exist for, weakest first within an architecture.
-enum class Isa {
+/// Instruction sets that kernels exist for. Says what a machine has; what may be rounded is
+/// Arithmetic's business.
+enum class Isa : std::uint8_t {
   scalar,       ///< what the compiler takes for granted, products and sums rounded apart
   avx2,         ///< AVX2, FMA, F16C
   avx512,       ///< AVX-512 F, BW, DQ, VL
@@ -36,45 +39,77 @@ enum class Isa {
   neon_bf16,    ///< and products of bfloat16 (BFMMLA)
 };
 
-inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512,   Isa::avx512_bf16,
-                                        Isa::amx,    Isa::neon, Isa::neon_bf16};
-
-/// How products with weights or a cache of bfloat16 are computed.
-enum class Precision {
-  float32,   ///< bfloat16 widened, which is exact; products and sums in float32
-  bfloat16,  ///< the other factor rounded to bfloat16, sums in float32, subnormals are 0; sums are
-             ///< rounded as the instructions do it, to nearest or (BFMMLA) to odd
+/// What a product with weights or a cache may round, from nothing on: each allows all before it.
+enum class Arithmetic : std::uint8_t {
+  float32,   ///< stored numbers widened, which is exact; products and sums in float32
+  bfloat16,  ///< of bfloat16 numbers: the other factor rounded to bfloat16, sums in float32,
+             ///< subnormals are 0; sums are rounded as the instructions do it, to nearest or
+             ///< (BFMMLA) to odd
+  int8,      ///< of 8-bit numbers: the other factor rounded to 8 bits. No format uses it yet.
 };
 
-/// The arithmetic of an instruction set's kernels for bfloat16. Weights and caches of float32 and
-/// float16 are computed in float32 by all.
-constexpr Precision precision_of(Isa isa) noexcept {
-  const bool rounds = isa == Isa::avx512_bf16 || isa == Isa::amx || isa == Isa::neon_bf16;
-  return rounds ? Precision::bfloat16 : Precision::float32;
+constexpr std::string_view name_of(Arithmetic arithmetic) noexcept {
+  switch (arithmetic) {
+    case Arithmetic::float32:
+      return "float32";
+    case Arithmetic::bfloat16:
+      return "bfloat16";
+    case Arithmetic::int8:
+      return "int8";
+  }
+  __builtin_unreachable();
 }
 
-constexpr std::string_view name_of(Isa isa) noexcept {
-  switch (isa) {
-    case Isa::avx2:
-      return "avx2";
-    case Isa::avx512:
-      return "avx512";
-    case Isa::avx512_bf16:
-      return "avx512_bf16";
-    case Isa::amx:
-      return "amx";
-    case Isa::neon:
-      return "neon";
-    case Isa::neon_bf16:
-      return "neon_bf16";
-    default:
-      return "scalar";
-  }
+/// Features of a processor, as bits of a mask.
+namespace feature {
+inline constexpr unsigned kAvx2 = 1;          ///< AVX2, FMA, F16C
+inline constexpr unsigned kAvx512 = 1u << 1;  ///< F, BW, DQ, VL
+inline constexpr unsigned kAvx512Bf16 = 1u << 2;
+inline constexpr unsigned kAmxBf16 = 1u << 3;  ///< AMX-TILE, AMX-BF16 and the system's permission
+inline constexpr unsigned kNeon = 1u << 4;
+inline constexpr unsigned kNeonBf16 = 1u << 5;
+}  // namespace feature
+
+/// What the library knows of an instruction set.
+struct IsaInfo {
+  Isa isa;
+  std::string_view name;
+  unsigned features;      ///< that a processor must have
+  Arithmetic arithmetic;  ///< the most that its own kernels round
+};
+
+/// All of them, the best first.
+inline constexpr IsaInfo kIsas[] = {
+    {Isa::amx, "amx", feature::kAvx2 | feature::kAvx512 | feature::kAvx512Bf16 | feature::kAmxBf16,
+     Arithmetic::bfloat16},
+    {Isa::avx512_bf16, "avx512_bf16", feature::kAvx2 | feature::kAvx512 | feature::kAvx512Bf16,
+     Arithmetic::bfloat16},
+    {Isa::avx512, "avx512", feature::kAvx2 | feature::kAvx512, Arithmetic::float32},
+    {Isa::avx2, "avx2", feature::kAvx2, Arithmetic::float32},
+    {Isa::neon_bf16, "neon_bf16", feature::kNeon | feature::kNeonBf16, Arithmetic::bfloat16},
+    {Isa::neon, "neon", feature::kNeon, Arithmetic::float32},
+    {Isa::scalar, "scalar", 0, Arithmetic::float32},
+};
+
+/// All of them, the weakest first within an architecture.
+inline constexpr std::array kAllIsas = {Isa::scalar, Isa::avx2, Isa::avx512,   Isa::avx512_bf16,
+                                        Isa::amx,    Isa::neon, Isa::neon_bf16};
+static_assert(std::size(kIsas) == kAllIsas.size() &&
+              static_cast<std::size_t>(Isa::neon_bf16) + 1 == std::size(kIsas));
+
+constexpr const IsaInfo& info_of(Isa isa) noexcept {
+  for (const IsaInfo& info : kIsas)
+    if (info.isa == isa) return info;
+  __builtin_unreachable();
 }
+constexpr std::string_view name_of(Isa isa) noexcept { return info_of(isa).name; }
+
+/// The most that an instruction set's own kernels round.
+constexpr Arithmetic arithmetic_of(Isa isa) noexcept { return info_of(isa).arithmetic; }
 
 inline std::optional<Isa> isa_from_name(std::string_view name) noexcept {
-  for (Isa isa : kAllIsas)
-    if (name_of(isa) == name) return isa;
+  for (const IsaInfo& info : kIsas)
+    if (info.name == name) return info.isa;
   return std::nullopt;
 }
 
@@ -120,59 +155,56 @@ inline bool has_neon_bf16() noexcept {
 }  // namespace detail
 #endif
 
-/// Whether this machine, and this build, can run the kernels of `isa`. Asking for `amx`, or for the
-/// best with Precision::bfloat16, asks Linux for this process's permission to use its state, which
-/// stays: alternate signal stacks must then be large enough for it (AT_MINSIGSTKSZ).
-inline bool is_supported(Isa isa) noexcept {
+/// Which features of `wanted` this machine has. Wanting kAmxBf16 asks Linux for this process's
+/// permission to use its state, which stays: alternate signal stacks must then be large enough for
+/// it (AT_MINSIGSTKSZ).
+inline unsigned features_of_machine(unsigned wanted) noexcept {
+  unsigned features = 0;
 #if defined(__x86_64__)
   __builtin_cpu_init();
   // Every processor with AVX2 has F16C; clang 16 cannot ask for it.
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") &&
-                      __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vl");
-  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
-  switch (isa) {
-    case Isa::avx2:
-      return avx2;
-    case Isa::avx512:
-      return avx512;
-    case Isa::avx512_bf16:
-      return avx512_bf16;
-    case Isa::amx:
-      return avx512_bf16 && detail::has_amx();
-    default:
-      break;
-  }
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) features |= feature::kAvx2;
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    features |= feature::kAvx512;
+  if (__builtin_cpu_supports("avx512bf16")) features |= feature::kAvx512Bf16;
+  if ((wanted & feature::kAmxBf16) != 0 && detail::has_amx()) features |= feature::kAmxBf16;
 #elif defined(__aarch64__)
-  if (isa == Isa::neon) return true;
-  if (isa == Isa::neon_bf16) return detail::has_neon_bf16();
+  features |= feature::kNeon;
+  if (detail::has_neon_bf16()) features |= feature::kNeonBf16;
 #endif
-  return isa == Isa::scalar;
+  return features & wanted;
 }
 
-/// The strongest supported instruction set that is not above `limit` and computes with no less than
-/// `precision`.
-inline Isa best_isa(Precision precision = Precision::float32,
+/// Whether this machine, and this build, can run the kernels of `isa`. Asking for `amx`, or for the
+/// best with Arithmetic::bfloat16, asks for the permission to use it, see features_of_machine().
+inline bool is_supported(Isa isa) noexcept {
+  const unsigned required = info_of(isa).features;
+  return features_of_machine(required) == required;
+}
+
+/// The best supported instruction set that is not above `limit` and rounds no more than
+/// `arithmetic` allows. A limit of another architecture is none.
+inline Isa best_isa(Arithmetic arithmetic = Arithmetic::float32,
                     Isa limit = kAllIsas.back()) noexcept {
-  Isa best = Isa::scalar;
-  for (Isa isa : kAllIsas)
-    if (isa <= limit && precision_of(isa) <= precision && is_supported(isa)) best = isa;
-  return best;
+  for (const IsaInfo& info : kIsas)
+    if (info.isa <= limit && info.arithmetic <= arithmetic && is_supported(info.isa))
+      return info.isa;
+  return Isa::scalar;
 }
 
 /// best_isa(), lowered by the environment variable MLA_ISA (a name from name_of) where it is set.
 /// A name that is not known changes nothing.
-inline Isa default_isa(Precision precision = Precision::float32) noexcept {
+inline Isa default_isa(Arithmetic arithmetic = Arithmetic::float32) noexcept {
   const char* wanted = std::getenv("MLA_ISA");
   const std::optional<Isa> limit = wanted ? isa_from_name(wanted) : std::nullopt;
-  return limit ? best_isa(precision, *limit) : best_isa(precision);
+  return limit ? best_isa(arithmetic, *limit) : best_isa(arithmetic);
 }
 
 }  // namespace mla::simd
 
 namespace mla {
-using simd::Precision;
+using simd::Arithmetic;
 }
 
 #endif  // MLA_SIMD_ISA_HPP_

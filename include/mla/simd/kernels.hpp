@@ -1,10 +1,11 @@
 #ifndef MLA_SIMD_KERNELS_HPP_
 #define MLA_SIMD_KERNELS_HPP_
 
-#include <type_traits>
+#include <cstddef>
 
-#include "mla/core/float16.hpp"
+#include "mla/core/cache_format.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/simd/isa.hpp"
 
 // The table of kernels: all arithmetic that is worth vector instructions, one table per instruction
@@ -18,7 +19,7 @@ namespace mla::simd {
 /// with them rounding, depend on a key's place in the sequence only.
 inline constexpr Index kTileKeys = 64;
 
-/// Tokens whose rows are packed together for linear(); see TypedKernels::pack.
+/// Tokens whose rows are packed together for linear(); see LinearKernels::pack.
 inline constexpr Index kPackedTokens = 16;
 
 /// Output features that are best given to one call of linear().
@@ -32,19 +33,28 @@ struct QueryRows {
   const Index* visible;  ///< [rows] keys that a row sees, counted from the first; 0 is allowed
 };
 
-/// Keys and values of a sequence, held in rows of pages. A key is a row's
+/// Keys and values of a sequence, held in rows of pages. A key is a row's numbers
 /// [key_offset, + key_width) followed by its [tail_offset, + tail_width); a value is its
 /// [value_offset, + value_width). The parts may overlap: in a latent cache the value is the
 /// first part of the key.
-template <class T>
 struct KeyValueRows {
-  const T* const* pages;
-  Index page_rows;  ///< rows a page, a multiple of kTileKeys unless there is one page only
-  Index row_stride;
-  Index count;  ///< keys in all
+  const std::byte* const* pages;
+  Index page_rows;        ///< rows per page, a multiple of kTileKeys unless there is one page only
+  Index page_offset = 0;  ///< bytes of a page before its first row
+  RowLayout layout;       ///< of a row; rows follow each other
+  Index count;            ///< keys in all
   Index key_offset, key_width;
   Index tail_offset, tail_width;
   Index value_offset, value_width;
+  /// Rows that are the keys, in this order: [count] numbers, counted from the first page's first
+  /// row. nullptr: rows 0 to count - 1.
+  const Index* selected = nullptr;
+
+  /// The bytes of key k. Every kernel reads rows through this.
+  const std::byte* row_of(Index k) const noexcept {
+    const Index row = selected ? selected[k] : k;
+    return pages[row / page_rows] + page_offset + row % page_rows * layout.bytes;
+  }
 };
 
 /// What the online softmax knows of each query row so far. Before the first key: maximum -inf,
@@ -57,10 +67,12 @@ struct SoftmaxState {
   Index out_stride;
 };
 
-/// Kernels over rows of one storage type T, in float32 unless precision_of() the table's
-/// instruction set says otherwise.
-template <class T>
-struct TypedKernels {
+/// Products with weights of one format. What they compute is defined by the weights decoded to
+/// float32 (WeightFormatInfo::widen): bit for bit the product with those in the arithmetic that the
+/// entry says, whatever the format.
+struct LinearKernels {
+  /// What linear() rounds. linear_transposed() computes in float32 always.
+  Arithmetic arithmetic;
   /// Floats that pack() makes of x [tokens, in]; 0 where linear() reads x itself.
   Index (*packed_floats)(Index tokens, Index in) noexcept;
   /// x [tokens, in] as linear() wants to have it, aligned to a cache line. Rows from a multiple of
@@ -68,67 +80,87 @@ struct TypedKernels {
   void (*pack)(MatrixView<const float> x, float* packed) noexcept;
   /// out[t, o] = sum_i x[t, i] * weight[o, i]: a projection by row-major weights [out, in].
   /// `packed`: x by pack(). `scratch`: linear_scratch floats, aligned to a cache line.
-  void (*linear)(MatrixView<const float> x, const float* packed, MatrixView<const T> weight,
+  void (*linear)(MatrixView<const float> x, const float* packed, const WeightView& weight,
                  MatrixView<float> out, float* scratch) noexcept;
   /// out[t, c] = sum_r x[t, r] * weight[r, c]: the transposed product, absorbs W_UK into a query.
-  void (*linear_transposed)(MatrixView<const float> x, MatrixView<const T> weight,
-                            MatrixView<float> out) noexcept;
-  /// Softmax attention of a few query rows over key rows, continuing `state`.
-  void (*attend)(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
-                 const SoftmaxState& state) noexcept;
+  /// `scratch`: linear_scratch floats, aligned to a cache line.
+  void (*linear_transposed)(MatrixView<const float> x, const WeightView& weight,
+                            MatrixView<float> out, float* scratch) noexcept;
+  /// out[r, c] = weight[r, c] in float32, scale applied.
+  void (*widen)(const WeightView& weight, MatrixView<float> out) noexcept;
+};
+
+/// Attention over cached rows of one format: by definition attention over the decoded rows
+/// (CacheFormatInfo::widen).
+struct CacheKernels {
+  /// What attend_many() rounds. attend() computes in float32 always.
+  Arithmetic arithmetic;
+  /// row [layout.width()] of float32 -> its bytes, and back. The same bytes from every table.
+  void (*encode)(const RowLayout& layout, const float* row, std::byte* bytes) noexcept;
+  void (*widen)(const RowLayout& layout, const std::byte* bytes, float* row) noexcept;
+  /// Softmax attention of a few query rows over key rows, continuing `state`. `scratch`:
+  /// attend_scratch() floats, aligned to a cache line.
+  void (*attend)(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+                 const SoftmaxState& state, float* scratch) noexcept;
+  /// Floats of scratch memory that attend() needs; key_width includes the tail.
+  Index (*attend_scratch)(const RowLayout& layout, Index key_width, Index value_width) noexcept;
   /// The same for many rows that share their keys, in another order of additions. `scratch`:
   /// attend_many_scratch() floats, aligned to a cache line.
-  void (*attend_many)(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
+  void (*attend_many)(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
                       const SoftmaxState& state, float* scratch) noexcept;
   /// Floats of scratch memory that attend_many() needs; key_width includes the tail.
-  Index (*attend_many_scratch)(Index rows, Index key_width, Index value_width) noexcept;
+  Index (*attend_many_scratch)(const RowLayout& layout, Index rows, Index key_width,
+                               Index value_width) noexcept;
   /// Keys that attend_many() takes at a time: calls that continue each other split the keys at
   /// multiples of it, or the result depends on where they do.
   Index attend_many_keys;
-  /// Conversion of n elements, to nearest even.
-  void (*to_float)(const T* in, Index n, float* out) noexcept;
-  void (*from_float)(const float* in, Index n, T* out) noexcept;
 };
 
+/// All kernels of an instruction set: the best for each format that the machine has and the
+/// arithmetic allows.
 struct Kernels {
   Isa isa;
-  TypedKernels<float> f32;
-  TypedKernels<bfloat16> bf16;
-  TypedKernels<float16> f16;
-  /// Floats of scratch memory that linear() needs.
+  LinearKernels weights[kWeightFormatCount];  ///< by WeightFormat
+  CacheKernels caches[kCacheFormatCount];     ///< by CacheFormat
+  /// Floats of scratch memory that linear() and linear_transposed() need.
   Index linear_scratch;
   /// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. `out` may be `x`.
   void (*rms_norm)(const float* x, const float* weight, Index n, float eps, float* out) noexcept;
   /// Rotates n/2 pairs in place: (2i, 2i+1) if interleaved, else (i, i + n/2). cos, sin: [n/2].
   void (*rotate)(float* x, const float* cos, const float* sin, Index n, bool interleaved) noexcept;
 
-  template <StorageElement T>
-  const TypedKernels<T>& of() const noexcept {
-    if constexpr (std::is_same_v<T, float>)
-      return f32;
-    else if constexpr (std::is_same_v<T, bfloat16>)
-      return bf16;
-    else
-      return f16;
+  constexpr const LinearKernels& of(WeightFormat format) const noexcept {
+    return weights[static_cast<std::size_t>(format)];
+  }
+  constexpr LinearKernels& of(WeightFormat format) noexcept {
+    return weights[static_cast<std::size_t>(format)];
+  }
+  constexpr const CacheKernels& of(CacheFormat format) const noexcept {
+    return caches[static_cast<std::size_t>(format)];
+  }
+  constexpr CacheKernels& of(CacheFormat format) noexcept {
+    return caches[static_cast<std::size_t>(format)];
   }
 };
 
-/// The kernels of the strongest supported instruction set that is not above `isa` and no less
-/// precise.
+/// The kernels of the best supported instruction set that is not above `isa` and rounds no more
+/// than `arithmetic` allows; without it, no more than the kernels of `isa` do.
 #if defined(MLA_COMPILED)
-const Kernels& kernels_for(Isa isa) noexcept;
+const Kernels& kernels_for(Isa isa, Arithmetic arithmetic) noexcept;
 #else
-inline const Kernels& kernels_for(Isa isa) noexcept;
+inline const Kernels& kernels_for(Isa isa, Arithmetic arithmetic) noexcept;
 #endif
+inline const Kernels& kernels_for(Isa isa) noexcept { return kernels_for(isa, arithmetic_of(isa)); }
 
 /// The kernels for this machine, chosen at the first call; MLA_ISA in the environment lowers them.
-/// With Precision::bfloat16 they may be of an instruction set that computes so.
-inline const Kernels& kernels(Precision precision = Precision::float32) noexcept {
-  if (precision == Precision::float32) {
-    static const Kernels& exact = kernels_for(default_isa());
+inline const Kernels& kernels(Arithmetic arithmetic = Arithmetic::float32) noexcept {
+  if (arithmetic == Arithmetic::float32) {
+    static const Kernels& exact = kernels_for(default_isa(), Arithmetic::float32);
     return exact;
   }
-  static const Kernels& rounded = kernels_for(default_isa(Precision::bfloat16));
+  // No kernel computes with 8-bit numbers yet.
+  static const Kernels& rounded =
+      kernels_for(default_isa(Arithmetic::bfloat16), Arithmetic::bfloat16);
   return rounded;
 }
 

@@ -10,7 +10,7 @@
 #endif
 
 // One text of kernels (kernels.inl), compiled once for each instruction set over that set's vector
-// type (vec_*.inl), each in a namespace of its own.
+// type (vec/*.inl), each in a namespace of its own.
 
 // Translation units with different -m flags must not share these functions: the linker would keep
 // one copy for all. So their names carry the flags that matter.
@@ -41,7 +41,7 @@ inline namespace MLA_SIMD_BASELINE {
 
 namespace scalar {
 inline constexpr Isa kIsa = Isa::scalar;
-#include "mla/simd/detail/vec_scalar.inl"
+#include "mla/simd/detail/vec/scalar.inl"
 //
 #include "mla/simd/detail/kernels.inl"
 }  // namespace scalar
@@ -51,7 +51,7 @@ inline constexpr Isa kIsa = Isa::scalar;
 MLA_REGION_BEGIN("avx2,fma,f16c")
 namespace avx2 {
 inline constexpr Isa kIsa = Isa::avx2;
-#include "mla/simd/detail/vec_avx2.inl"
+#include "mla/simd/detail/vec/avx2.inl"
 //
 #include "mla/simd/detail/kernels.inl"
 }  // namespace avx2
@@ -60,7 +60,7 @@ MLA_REGION_END
 MLA_REGION_BEGIN("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 namespace avx512 {
 inline constexpr Isa kIsa = Isa::avx512;
-#include "mla/simd/detail/vec_avx512.inl"
+#include "mla/simd/detail/vec/avx512.inl"
 //
 #include "mla/simd/detail/kernels.inl"
 }  // namespace avx512
@@ -73,16 +73,15 @@ MLA_REGION_BEGIN(MLA_SIMD_AVX512_BF16)
 namespace avx512 {
 namespace bf16 {
 inline constexpr Isa kIsa = Isa::avx512_bf16;
-#include "mla/simd/detail/bf16_tiles.inl"
-//
-#include "mla/simd/detail/avx512_bf16_packing.inl"
-//
-#include "mla/simd/detail/avx512_bf16_products.inl"
-//
-#include "mla/simd/detail/kernels_attend_bf16.inl"
-#include "mla/simd/detail/kernels_linear_avx512_bf16.inl"
-//
-#include "mla/simd/detail/kernels_bf16.inl"
+// Each needs those before it.
+// clang-format off
+#include "mla/simd/detail/tiles/bf16.inl"
+#include "mla/simd/detail/tiles/avx512_bf16_packing.inl"
+#include "mla/simd/detail/tiles/avx512_bf16_products.inl"
+#include "mla/simd/detail/attend/bf16.inl"
+#include "mla/simd/detail/linear/avx512_bf16.inl"
+#include "mla/simd/detail/bf16_table.inl"
+// clang-format on
 }  // namespace bf16
 }  // namespace avx512
 MLA_REGION_END
@@ -91,16 +90,15 @@ MLA_REGION_BEGIN(MLA_SIMD_AVX512_BF16 ",amx-tile,amx-bf16")
 namespace avx512 {
 namespace amx {
 inline constexpr Isa kIsa = Isa::amx;
-#include "mla/simd/detail/bf16_tiles.inl"
-//
-#include "mla/simd/detail/avx512_bf16_packing.inl"
-//
-#include "mla/simd/detail/amx_products.inl"
-//
-#include "mla/simd/detail/kernels_attend_bf16.inl"
-#include "mla/simd/detail/kernels_linear_amx.inl"
-//
-#include "mla/simd/detail/kernels_bf16.inl"
+// Each needs those before it.
+// clang-format off
+#include "mla/simd/detail/tiles/bf16.inl"
+#include "mla/simd/detail/tiles/avx512_bf16_packing.inl"
+#include "mla/simd/detail/tiles/amx_products.inl"
+#include "mla/simd/detail/attend/bf16.inl"
+#include "mla/simd/detail/linear/amx.inl"
+#include "mla/simd/detail/bf16_table.inl"
+// clang-format on
 }  // namespace amx
 }  // namespace avx512
 MLA_REGION_END
@@ -109,7 +107,7 @@ MLA_REGION_END
 
 namespace neon {
 inline constexpr Isa kIsa = Isa::neon;
-#include "mla/simd/detail/vec_neon.inl"
+#include "mla/simd/detail/vec/neon.inl"
 //
 #include "mla/simd/detail/kernels.inl"
 }  // namespace neon
@@ -118,16 +116,15 @@ MLA_REGION_BEGIN("arch=armv8.2-a+bf16")
 namespace neon {
 namespace bf16 {
 inline constexpr Isa kIsa = Isa::neon_bf16;
-#include "mla/simd/detail/bf16_tiles.inl"
-//
-#include "mla/simd/detail/neon_bf16_packing.inl"
-//
-#include "mla/simd/detail/neon_bf16_products.inl"
-//
-#include "mla/simd/detail/kernels_attend_bf16.inl"
-#include "mla/simd/detail/kernels_linear_neon_bf16.inl"
-//
-#include "mla/simd/detail/kernels_bf16.inl"
+// Each needs those before it.
+// clang-format off
+#include "mla/simd/detail/tiles/bf16.inl"
+#include "mla/simd/detail/tiles/neon_bf16_packing.inl"
+#include "mla/simd/detail/tiles/neon_bf16_products.inl"
+#include "mla/simd/detail/attend/bf16.inl"
+#include "mla/simd/detail/linear/neon_bf16.inl"
+#include "mla/simd/detail/bf16_table.inl"
+// clang-format on
 }  // namespace bf16
 }  // namespace neon
 MLA_REGION_END
@@ -148,8 +145,8 @@ namespace mla::simd {
 inline
 #endif
     const Kernels&
-    kernels_for(Isa isa) noexcept {
-  switch (best_isa(precision_of(isa), isa)) {
+    kernels_for(Isa isa, Arithmetic arithmetic) noexcept {
+  switch (best_isa(arithmetic, isa)) {
 #if defined(__x86_64__)
     case Isa::avx2:
       return avx2::kKernels;
@@ -159,15 +156,29 @@ inline
       return avx512::bf16::kKernels;
     case Isa::amx:
       return avx512::amx::kKernels;
+    case Isa::neon:
+    case Isa::neon_bf16:
 #elif defined(__aarch64__)
     case Isa::neon:
       return neon::kKernels;
     case Isa::neon_bf16:
       return neon::bf16::kKernels;
+    case Isa::avx2:
+    case Isa::avx512:
+    case Isa::avx512_bf16:
+    case Isa::amx:
+#else
+    case Isa::avx2:
+    case Isa::avx512:
+    case Isa::avx512_bf16:
+    case Isa::amx:
+    case Isa::neon:
+    case Isa::neon_bf16:
 #endif
-    default:
-      return scalar::kKernels;
+    case Isa::scalar:  // as are those of other architectures, which best_isa() never returns
+      break;
   }
+  return scalar::kKernels;
 }
 
 }  // namespace mla::simd

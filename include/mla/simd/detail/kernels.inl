@@ -1,4 +1,4 @@
-// The kernels, written once over the vector type F32 of the vec_*.inl included just before. See
+// The kernels, written once over the vector type F32 of the vec/*.inl included just before. See
 // kernels.hpp for what each computes. A register tile is kRowTile rows x kColTile columns, that of
 // linear() for more than very few tokens kTokenTile x kFeatureTile; every output element has its
 // own accumulator and its own fixed order of additions, so the shape of the tile that it falls into
@@ -18,31 +18,63 @@ MLA_INLINE void for_tiles(Index count, const Tile& tile, Index first = 0) {
   if constexpr (kSize > 1) for_tiles<(kSize + 1) / 2>(count, tile, first);
 }
 
-#include "mla/simd/detail/kernels_rows.inl"
-//
-#include "mla/simd/detail/kernels_linear.inl"
-//
-#include "mla/simd/detail/kernels_softmax.inl"
-//
-#include "mla/simd/detail/kernels_attend.inl"
-#include "mla/simd/detail/kernels_attend_many.inl"
+// Each needs those before it.
+// clang-format off
+#include "mla/simd/detail/rows.inl"
+#include "mla/simd/detail/linear/float32.inl"
+#include "mla/simd/detail/attend/softmax.inl"
+#include "mla/simd/detail/attend/few_rows.inl"
+#include "mla/simd/detail/attend/many_rows.inl"
+// clang-format on
 
+// Formats of plain elements T.
 template <class T>
-inline constexpr TypedKernels<T> kTypedKernels = {.packed_floats = &packed_floats,
-                                                  .pack = &pack,
-                                                  .linear = &linear<T>,
-                                                  .linear_transposed = &linear_transposed<T>,
-                                                  .attend = &attend<T>,
-                                                  .attend_many = &attend_many<T>,
-                                                  .attend_many_scratch = &attend_many_scratch,
-                                                  .attend_many_keys = kTileKeys,
-                                                  .to_float = &to_float<T>,
-                                                  .from_float = &from_float<T>};
+inline constexpr LinearKernels kLinearKernels = {.arithmetic = Arithmetic::float32,
+                                                 .packed_floats = &packed_floats,
+                                                 .pack = &pack,
+                                                 .linear = &linear<T>,
+                                                 .linear_transposed = &linear_transposed<T>,
+                                                 .widen = &widen_block<T>};
+template <class T>
+inline constexpr CacheKernels kCacheKernels = {.arithmetic = Arithmetic::float32,
+                                               .encode = &encode_row<T>,
+                                               .widen = &widen_row<T>,
+                                               .attend = &attend<T>,
+                                               .attend_scratch = &tile_floats,
+                                               .attend_many = &attend_many<T>,
+                                               .attend_many_scratch = &attend_many_scratch,
+                                               .attend_many_keys = kTileKeys};
 
-inline constexpr Kernels kKernels = {.isa = kIsa,
-                                     .f32 = kTypedKernels<float>,
-                                     .bf16 = kTypedKernels<bfloat16>,
-                                     .f16 = kTypedKernels<float16>,
-                                     .linear_scratch = LinearBlocks::kFloats,
-                                     .rms_norm = &rms_norm,
-                                     .rotate = &rotate};
+// Every format has kernels from its own functions alone; faster ones take their place.
+constexpr Kernels float32_kernels() {
+  Kernels kernels = {};
+  kernels.isa = kIsa;
+  for (std::size_t f = 0; f < kWeightFormatCount; ++f)
+    kernels.weights[f] = {.arithmetic = Arithmetic::float32,
+                          .packed_floats = &packed_floats,
+                          .pack = &pack,
+                          .linear = &linear_of_any,
+                          .linear_transposed = &linear_transposed_of_any,
+                          .widen = kWeightFormats[f].widen};
+  for (std::size_t f = 0; f < kCacheFormatCount; ++f)
+    kernels.caches[f] = {.arithmetic = Arithmetic::float32,
+                         .encode = kCacheFormats[f].encode,
+                         .widen = kCacheFormats[f].widen,
+                         .attend = &attend_any,
+                         .attend_scratch = &tile_floats,
+                         .attend_many = &attend_many_any,
+                         .attend_many_scratch = &attend_many_scratch,
+                         .attend_many_keys = kTileKeys};
+  kernels.of(WeightFormat::float32) = kLinearKernels<float>;
+  kernels.of(WeightFormat::bfloat16) = kLinearKernels<bfloat16>;
+  kernels.of(WeightFormat::float16) = kLinearKernels<float16>;
+  kernels.of(CacheFormat::float32) = kCacheKernels<float>;
+  kernels.of(CacheFormat::bfloat16) = kCacheKernels<bfloat16>;
+  kernels.of(CacheFormat::float16) = kCacheKernels<float16>;
+  kernels.linear_scratch = LinearBlocks::kFloats;
+  kernels.rms_norm = &rms_norm;
+  kernels.rotate = &rotate;
+  return kernels;
+}
+
+inline constexpr Kernels kKernels = float32_kernels();

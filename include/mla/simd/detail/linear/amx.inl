@@ -117,9 +117,9 @@ inline void linear_many(const bfloat16* packed, MatrixView<const bfloat16> weigh
   store_transposed(blocks, out);
 }
 
-inline void linear(MatrixView<const float> x, const float* packed,
-                   MatrixView<const bfloat16> weight, MatrixView<float> out,
-                   float* scratch) noexcept {
+inline void linear(MatrixView<const float> x, const float* packed, const WeightView& weights,
+                   MatrixView<float> out, float* scratch) noexcept {
+  const MatrixView<const bfloat16> weight = weights.as<bfloat16>();
   if (x.cols == 0) {  // there is no block that would begin the sums
     for (Index t = 0; t < x.rows; ++t)
       for (Index o = 0; o < weight.rows; ++o) out(t, o) = 0.0f;

@@ -1,4 +1,5 @@
-// Matrix products with weights in their row-major checkpoint layout.
+// Matrix products with weights in their row-major checkpoint layout, in float32.
+// Needs: a vector type (vec/*.inl), for_tiles (kernels.inl), widen_block (rows.inl).
 
 // How a vector of a row is loaded: whole, or its first n elements.
 struct LoadWhole {
@@ -100,11 +101,12 @@ class WeightsAhead {
   // All of them in `steps`.
   template <class T>
   WeightsAhead(MatrixView<const T> weight, Index steps)
-      : row_(reinterpret_cast<const char*>(weight.data)),
-        stride_(weight.stride * static_cast<Index>(sizeof(T))),
-        bytes_(weight.cols * static_cast<Index>(sizeof(T))),
-        rows_(weight.rows),
-        lines_(((bytes_ + kLine - 1) / kLine * rows_ + steps - 1) / steps) {}
+      : WeightsAhead(reinterpret_cast<const std::byte*>(weight.data),
+                     weight.stride * static_cast<Index>(sizeof(T)),
+                     weight.cols * static_cast<Index>(sizeof(T)), weight.rows, steps) {}
+  WeightsAhead(const WeightView& weight, Index steps)
+      : WeightsAhead(weight.byte_of(0, 0), weight.stride * info_of(weight.format).bits / 8,
+                     weight.cols * info_of(weight.format).bits / 8, weight.rows, steps) {}
 
   MLA_INLINE void step() {
     for (Index n = 0; n < lines_ && rows_ > 0; ++n) {
@@ -119,7 +121,14 @@ class WeightsAhead {
  private:
   static constexpr Index kLine = 64;
 
-  const char* row_;
+  WeightsAhead(const std::byte* row, Index stride, Index bytes, Index rows, Index steps)
+      : row_(row),
+        stride_(stride),
+        bytes_(bytes),
+        rows_(rows),
+        lines_(((bytes + kLine - 1) / kLine * rows + steps - 1) / steps) {}
+
+  const std::byte* row_;
   Index stride_, bytes_, rows_;
   Index lines_;  // at a step
   Index at_ = 0;
@@ -178,12 +187,14 @@ void linear_few(MatrixView<const float> x, MatrixView<const T> weight,
   }
 }
 
-// `rows` in float32, LinearBlocks::kStride apart.
-template <class T>
-MLA_INLINE MatrixView<const float> copy_block(MatrixView<const T> rows, float* memory) {
-  for (Index r = 0; r < rows.rows; ++r)
-    to_float(rows.row(r), rows.cols, memory + r * LinearBlocks::kStride);
-  return {memory, rows.rows, rows.cols, LinearBlocks::kStride};
+// Makes float32 of a block of weights.
+using Widen = void (*)(const WeightView& block, MatrixView<float> out) noexcept;
+
+// A block in float32, LinearBlocks::kStride apart.
+inline MatrixView<const float> copy_block(const WeightView& block, Widen widen, float* memory) {
+  const MatrixView<float> copy(memory, block.rows, block.cols, LinearBlocks::kStride);
+  widen(block, copy);
+  return copy;
 }
 
 // out = or += x * weight^T of copied blocks, while weights that come next are brought to the cache.
@@ -201,21 +212,21 @@ inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> w
 
 // Many tokens, up to LinearBlocks::kTokens: blocks of both factors are copied, once for all
 // products with them.
-template <class T>
-void linear_many(MatrixView<const float> x, MatrixView<const T> weight, MatrixView<float> out,
-                 const LinearBlocks& blocks) noexcept {
+inline void linear_many(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                        MatrixView<float> out, const LinearBlocks& blocks) noexcept {
   const auto block_at = [&](Index o, Index i) {
     return weight.row_range(o, at_most(weight.rows - o, kTaskOutputs))
         .col_range(i, at_most(weight.cols - i, LinearBlocks::kInputs));
   };
   for_input_blocks(x.cols, [&](Index i, Index inputs) {
-    const auto xs = copy_block(x.col_range(i, inputs), blocks.x);
+    const auto xs = copy_block(x.col_range(i, inputs), &widen_block<float>, blocks.x);
     for (Index o = 0; o < weight.rows; o += kTaskOutputs) {
       const auto block = block_at(o, i);
       const Index next = o + block.rows;
       const Index tiles = (x.rows + kTokenTile - 1) / kTokenTile *
                           ((block.rows + kFeatureTile - 1) / kFeatureTile);  // or a few more
-      multiply_blocks(xs, copy_block(block, blocks.weight), i > 0, out.col_range(o, block.rows),
+      multiply_blocks(xs, copy_block(block, widen, blocks.weight), i > 0,
+                      out.col_range(o, block.rows),
                       {next < weight.rows ? block_at(next, i) : block_at(0, i + inputs), tiles});
     }
   });
@@ -225,17 +236,29 @@ void linear_many(MatrixView<const float> x, MatrixView<const T> weight, MatrixVi
 inline Index packed_floats(Index, Index) noexcept { return 0; }
 inline void pack(MatrixView<const float>, float*) noexcept {}
 
-template <class T>
-void linear(MatrixView<const float> x, const float*, MatrixView<const T> weight,
-            MatrixView<float> out, float* scratch) noexcept {
-  constexpr Index kFewTokens = 16;
-  if (x.rows == 0) return;  // there may be no memory
-  if (x.rows <= kFewTokens) return linear_few(x, weight, out);
+inline void linear_in_blocks(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                             MatrixView<float> out, float* scratch) noexcept {
   const LinearBlocks blocks = {scratch, scratch + kTaskOutputs * LinearBlocks::kStride};
   for (Index t = 0, tokens; t < x.rows; t += tokens) {
     tokens = at_most(x.rows - t, LinearBlocks::kTokens);
-    linear_many(x.row_range(t, tokens), weight, out.row_range(t, tokens), blocks);
+    linear_many(x.row_range(t, tokens), weight, widen, out.row_range(t, tokens), blocks);
   }
+}
+
+// Weights of plain elements.
+template <class T>
+void linear(MatrixView<const float> x, const float*, const WeightView& weight,
+            MatrixView<float> out, float* scratch) noexcept {
+  constexpr Index kFewTokens = 16;
+  if (x.rows == 0) return;  // there may be no memory
+  if (x.rows <= kFewTokens) return linear_few(x, weight.as<T>(), out);
+  linear_in_blocks(x, weight, &widen_block<T>, out, scratch);
+}
+
+// Weights of any format, by its one function.
+inline void linear_of_any(MatrixView<const float> x, const float*, const WeightView& weight,
+                          MatrixView<float> out, float* scratch) noexcept {
+  linear_in_blocks(x, weight, info_of(weight.format).widen, out, scratch);
 }
 
 // The left factor of a product: element (r, k) is data[r * row_step + k * step].
@@ -274,13 +297,18 @@ MLA_INLINE void for_column_vectors(Index width, const Columns& columns) {
       [rest](float* p, F32 a) { store_first(p, a, rest); });
 }
 
+// out = or += x * weight.
 template <class T>
-void linear_transposed(MatrixView<const float> x, MatrixView<const T> weight,
-                       MatrixView<float> out) noexcept {
+void transposed_block(MatrixView<const float> x, MatrixView<const T> weight, bool add,
+                      MatrixView<float> out) noexcept {
   for_column_vectors<kColTile>(weight.cols,
                                [&](auto cols, Index c, const auto& load_row, const auto& save) {
                                  for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
                                    F32 acc[rows.value][cols.value] = {};
+                                   if (add)
+                                     MLA_UNROLL (r, rows.value)
+                                       MLA_UNROLL (j, cols.value)
+                                         acc[r][j] = load_row(out.row(t + r) + c + j * kLanes);
                                    multiply_tile({x.row(t), x.stride, 1}, weight.data + c,
                                                  weight.stride, weight.rows, load_row, acc);
                                    MLA_UNROLL (r, rows.value)
@@ -288,4 +316,26 @@ void linear_transposed(MatrixView<const float> x, MatrixView<const T> weight,
                                        save(out.row(t + r) + c + j * kLanes, acc[r][j]);
                                  });
                                });
+}
+
+template <class T>
+void linear_transposed(MatrixView<const float> x, const WeightView& weight, MatrixView<float> out,
+                       float*) noexcept {
+  transposed_block(x, weight.as<T>(), false, out);
+}
+
+// Weights of any format: blocks of it are widened, and sums go on from block to block.
+inline void linear_transposed_of_any(MatrixView<const float> x, const WeightView& weight,
+                                     MatrixView<float> out, float* scratch) noexcept {
+  constexpr Index kRows = 256, kCols = 128;
+  static_assert(kRows * kCols <= LinearBlocks::kFloats);
+  if (x.rows == 0) return;
+  for (Index c = 0; c < weight.cols; c += kCols)
+    for (Index r = 0; r < weight.rows || r == 0; r += kRows) {
+      const MatrixView<float> block(scratch, at_most(weight.rows - r, kRows),
+                                    at_most(weight.cols - c, kCols), kCols);
+      info_of(weight.format).widen(weight.row_range(r, block.rows).col_range(c, block.cols), block);
+      transposed_block<float>(x.col_range(r, block.rows), block, r > 0,
+                              out.col_range(c, block.cols));
+    }
 }

@@ -63,8 +63,8 @@ MLA_INLINE void pack_columns(MatrixView<const float> x, bfloat16* tiles,
 
 // Keys [first, + count) of the sequence as rows of A tiles, `stride` apart, 0 from their width up
 // to `depth`.
-inline void pack_keys(const KeyValueRows<bfloat16>& keys, Index first, Index count, Index depth,
-                      Index stride, bfloat16* tiles) {
+inline void pack_keys(const KeyValueRows& keys, Index first, Index count, Index depth, Index stride,
+                      bfloat16* tiles) {
   const Index width = keys.key_width + keys.tail_width;
   for (Index k = 0; k < round_up(count, kTileSide); ++k) {
     bfloat16* const to = tiles + k * stride;
@@ -83,8 +83,7 @@ inline void pack_keys(const KeyValueRows<bfloat16>& keys, Index first, Index cou
 
 // Values of keys [first, + count) as B tiles, whose columns are dimensions, kValueTiles apart.
 // Returns whether all are finite.
-inline bool pack_values(const KeyValueRows<bfloat16>& keys, Index first, Index count,
-                        bfloat16* tiles) {
+inline bool pack_values(const KeyValueRows& keys, Index first, Index count, bfloat16* tiles) {
   const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
                                        39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
   const __m512i high = _mm512_or_si512(low, _mm512_set1_epi16(16));

@@ -1,4 +1,5 @@
 // Kernels over single rows: conversion, normalisation, rotation.
+// Needs: a vector type (vec/*.inl).
 
 template <class T>
 void to_float(const T* in, Index n, float* out) noexcept {
@@ -7,11 +8,27 @@ void to_float(const T* in, Index n, float* out) noexcept {
   if (i < n) store_first(out + i, load_first(in + i, n - i), n - i);
 }
 
+// Rounds to nearest even.
 template <class T>
 void from_float(const float* in, Index n, T* out) noexcept {
   Index i = 0;
   for (; i + kLanes <= n; i += kLanes) store(out + i, load(in + i));
   if (i < n) store_first(out + i, load_first(in + i, n - i), n - i);
+}
+
+// The same for rows of a cache and blocks of weights that are plain elements.
+template <class T>
+void encode_row(const RowLayout& layout, const float* row, std::byte* bytes) noexcept {
+  from_float(row, layout.width(), reinterpret_cast<T*>(bytes));
+}
+template <class T>
+void widen_row(const RowLayout& layout, const std::byte* bytes, float* row) noexcept {
+  to_float(reinterpret_cast<const T*>(bytes), layout.width(), row);
+}
+template <class T>
+void widen_block(const WeightView& block, MatrixView<float> out) noexcept {
+  const MatrixView<const T> rows = block.as<T>();
+  for (Index r = 0; r < rows.rows; ++r) to_float(rows.row(r), rows.cols, out.row(r));
 }
 
 inline void rms_norm(const float* x, const float* weight, Index n, float eps, float* out) noexcept {

@@ -30,7 +30,7 @@ MLA_INLINE F32 load_within(const float* row, Index i, Index n) {
   return i + kLanes <= n ? load(row + i) : i < n ? load_first(row + i, n - i) : zero();
 }
 
-// Row k of the sequence.
-MLA_INLINE const bfloat16* key_row(const KeyValueRows<bfloat16>& keys, Index k) {
-  return keys.pages[k / keys.page_rows] + k % keys.page_rows * keys.row_stride;
+// Key k of the sequence.
+MLA_INLINE const bfloat16* key_row(const KeyValueRows& keys, Index k) {
+  return reinterpret_cast<const bfloat16*>(keys.row_of(k));
 }

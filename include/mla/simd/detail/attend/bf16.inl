@@ -5,13 +5,13 @@
 
 // Brings the keys of the next span into the caches, some rows at each product of the present one.
 struct KeysAhead {
-  const KeyValueRows<bfloat16>& keys;
+  const KeyValueRows& keys;
   Index next, end, rows;
 
   MLA_INLINE void step() {
     for (const Index stop = next + rows < end ? next + rows : end; next < stop; ++next) {
       const bfloat16* const row = key_row(keys, next);
-      for (Index i = 0; i < keys.row_stride; i += kTileDepth) __builtin_prefetch(row + i, 0, 2);
+      for (Index i = 0; i < keys.layout.width(); i += kTileDepth) __builtin_prefetch(row + i, 0, 2);
     }
   }
 };
@@ -163,7 +163,7 @@ MLA_INLINE void for_result_vectors(float* results, Index r, const Bf16Attend& ca
 
 // What value_products() must not do where a value is infinite or NaN and some row may not see it: 0
 // times it would be NaN. Rows that see the same keys are computed with the other keys' values 0.
-inline void guarded_value_products(const KeyValueRows<bfloat16>& keys, Index first, Index count,
+inline void guarded_value_products(const KeyValueRows& keys, Index first, Index count,
                                    const Index* seen, const Bf16Block& block,
                                    const Bf16Attend& call, KeysAhead& ahead) {
   const Index floats = Bf16Attend::results_of(keys.value_width);
@@ -181,15 +181,15 @@ inline void guarded_value_products(const KeyValueRows<bfloat16>& keys, Index fir
 }
 
 // One block over keys [first, + count), which are packed.
-inline void attend_block(const QueryRows& queries, const Bf16Block& block,
-                         const KeyValueRows<bfloat16>& keys, Index first, Index count, bool finite,
-                         const Bf16Attend& call, float scale, KeysAhead& ahead) {
+inline void attend_block(const QueryRows& queries, const Bf16Block& block, const KeyValueRows& keys,
+                         Index first, Index count, bool finite, const Bf16Attend& call, float scale,
+                         KeysAhead& ahead) {
   Index seen[kBlockRows];
   alignas(64) float visible[kBlockRows] = {};
   Index most = 0, least = count;
   for (Index r = 0; r < block.rows; ++r) {
-    const Index ahead = queries.visible[block.first + r] - first;
-    seen[r] = ahead < 0 ? 0 : ahead < count ? ahead : count;
+    const Index left = queries.visible[block.first + r] - first;
+    seen[r] = left < 0 ? 0 : left < count ? left : count;
     visible[r] = static_cast<float>(seen[r]);
     most = seen[r] > most ? seen[r] : most;
     least = seen[r] < least ? seen[r] : least;
@@ -216,7 +216,7 @@ inline void attend_block(const QueryRows& queries, const Bf16Block& block,
     guarded_value_products(keys, first, count, seen, block, call, ahead);
 }
 
-inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows<bfloat16>& keys,
+inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows& keys,
                              float softmax_scale, const SoftmaxState& state,
                              float* scratch) noexcept {
   const Index key_width = keys.key_width + keys.tail_width;
@@ -254,6 +254,7 @@ inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows<bfloat
   end_products();
 }
 
-inline Index attend_many_bf16_scratch(Index rows, Index key_width, Index value_width) noexcept {
+inline Index attend_many_bf16_scratch(const RowLayout&, Index rows, Index key_width,
+                                      Index value_width) noexcept {
   return Bf16Attend::floats(rows, key_width, value_width);
 }

@@ -31,8 +31,9 @@ MLA_INLINE void dot_tile(const bfloat16* a, Index a_stride, const bfloat16* b, I
   }
 }
 
-inline void linear(MatrixView<const float> x, const float* packed,
-                   MatrixView<const bfloat16> weight, MatrixView<float> out, float*) noexcept {
+inline void linear(MatrixView<const float> x, const float* packed, const WeightView& weights,
+                   MatrixView<float> out, float*) noexcept {
+  const MatrixView<const bfloat16> weight = weights.as<bfloat16>();
   const Index stride = round_up(x.cols, kTileDepth);
   const auto* const rows = reinterpret_cast<const bfloat16*>(packed);
   for_linear_blocks(x.rows, x.cols, [&](Index first_token, Index tokens, Index i, Index inputs) {

@@ -1,20 +1,12 @@
 // Attention of many query rows over the same keys, in blocks of up to kBlockRows. In scores and
 // softmax the lanes are rows: an element of a key is one broadcast, and nothing is summed across
 // lanes. In the value product the lanes are the dimensions of the values. float32 arithmetic; rows
-// of 16-bit elements are widened once a tile.
+// of other formats are widened once per tile, and all that follows is compiled once.
+// Needs: multiply_tile, for_column_vectors (linear/float32.inl), for_key_tiles and tiles
+// (attend/softmax.inl).
 
 inline constexpr int kBlockRows = 2 * kLanes;
 inline constexpr int kValueColumns = 3;  // vectors of a value that a register tile holds
-
-// One tile of keys and values in float32.
-struct FloatTile {
-  const float* key;
-  const float* tail;
-  const float* value;
-  Index stride;
-  Index count;
-  Index key_width, tail_width, value_width;
-};
 
 // Rows [first, + rows) of the queries, and the state of their softmax with a lane for each. The
 // lanes are those of two vectors, or of one if that is enough.
@@ -27,14 +19,13 @@ struct QueryBlock {
   float* sum;      // [lanes]
 };
 
-MLA_INLINE Index round_up_to_lanes(Index n) { return (n + kLanes - 1) / kLanes * kLanes; }
-
 // Floats that a block keeps: maximum, sum and the packed queries.
 MLA_INLINE Index block_floats(Index width) { return kBlockRows * (width + 2); }
 
-inline Index attend_many_scratch(Index rows, Index key_width, Index value_width) noexcept {
+inline Index attend_many_scratch(const RowLayout& layout, Index rows, Index key_width,
+                                 Index value_width) noexcept {
   const Index blocks = (rows + kBlockRows - 1) / kBlockRows;
-  return blocks * block_floats(key_width) + kTileKeys * round_up_to_lanes(key_width + value_width);
+  return blocks * block_floats(key_width) + tile_floats(layout, key_width, value_width);
 }
 
 inline void start_block(const QueryRows& queries, const QueryBlock& block, Index width,
@@ -54,37 +45,6 @@ inline void finish_block(const QueryBlock& block, const SoftmaxState& state) noe
   for (Index r = 0; r < block.rows; ++r) {
     state.maximum[block.first + r] = block.maximum[r];
     state.sum[block.first + r] = block.sum[r];
-  }
-}
-
-// `count` rows from `row` on: in place if they are float32, else widened to `memory`.
-template <class T>
-MLA_INLINE FloatTile float_tile(const KeyValueRows<T>& keys, const T* row, Index count,
-                                float* memory) {
-  if constexpr (std::is_same_v<T, float>) {
-    return {row + keys.key_offset,
-            row + keys.tail_offset,
-            row + keys.value_offset,
-            keys.row_stride,
-            count,
-            keys.key_width,
-            keys.tail_width,
-            keys.value_width};
-  } else {
-    const Index width = keys.key_width + keys.tail_width;
-    // A latent cache's value is part of its key: once is enough.
-    const bool shared = keys.value_offset >= keys.key_offset &&
-                        keys.value_offset + keys.value_width <= keys.key_offset + keys.key_width;
-    const Index stride = round_up_to_lanes(width + keys.value_width);
-    for (Index k = 0; k < count; ++k, row += keys.row_stride) {
-      float* to = memory + k * stride;
-      to_float(row + keys.key_offset, keys.key_width, to);
-      to_float(row + keys.tail_offset, keys.tail_width, to + keys.key_width);
-      if (!shared) to_float(row + keys.value_offset, keys.value_width, to + width);
-    }
-    const Index value = shared ? keys.value_offset - keys.key_offset : width;
-    return {memory, memory + keys.key_width, memory + value,  stride,
-            count,  keys.key_width,          keys.tail_width, keys.value_width};
   }
 }
 
@@ -202,12 +162,12 @@ inline void attend_block(const QueryRows& queries, const QueryBlock& block, cons
   });
 }
 
-template <class T>
-void attend_many(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
-                 const SoftmaxState& state, float* scratch) noexcept {
+inline void attend_many_tiles(const QueryRows& queries, const KeyValueRows& keys,
+                              MakeTile make_tile, float softmax_scale, const SoftmaxState& state,
+                              float* scratch) noexcept {
   const Index width = keys.key_width + keys.tail_width;
-  float* const widened = scratch;
-  float* const blocks = scratch + kTileKeys * round_up_to_lanes(width + keys.value_width);
+  float* const memory_of_tile = scratch;
+  float* const blocks = scratch + tile_floats(keys.layout, width, keys.value_width);
   const auto for_blocks = [&](const auto& body) {
     float* memory = blocks;
     for (Index first = 0; first < queries.rows; first += kBlockRows) {
@@ -220,11 +180,24 @@ void attend_many(const QueryRows& queries, const KeyValueRows<T>& keys, float so
   };
 
   for_blocks([&](const QueryBlock& block) { start_block(queries, block, width, state); });
-  for_key_tiles(keys, [&](const T* row, Index first_key, Index count) {
-    const FloatTile tile = float_tile(keys, row, count, widened);
+  for_key_tiles(keys, [&](Index first_key, Index count) {
+    const FloatTile tile = make_tile(keys, first_key, count, memory_of_tile);
     for_blocks([&](const QueryBlock& block) {
       attend_block(queries, block, tile, first_key, softmax_scale * kLog2E, state);
     });
   });
   for_blocks([&](const QueryBlock& block) { finish_block(block, state); });
+}
+
+// Rows of plain elements.
+template <class T>
+void attend_many(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+                 const SoftmaxState& state, float* scratch) noexcept {
+  attend_many_tiles(queries, keys, &float_tile<T>, softmax_scale, state, scratch);
+}
+
+// Rows of any format, by its one function.
+inline void attend_many_any(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+                            const SoftmaxState& state, float* scratch) noexcept {
+  attend_many_tiles(queries, keys, &float_tile_of_any, softmax_scale, state, scratch);
 }

@@ -1,11 +1,11 @@
-#ifndef MLA_ATTENTION_RMS_NORM_HPP_
-#define MLA_ATTENTION_RMS_NORM_HPP_
+#ifndef MLA_OPS_RMS_NORM_HPP_
+#define MLA_OPS_RMS_NORM_HPP_
 
 #include <vector>
 
-#include "mla/attention/context.hpp"
-#include "mla/attention/linear.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
+#include "mla/ops/context.hpp"
 
 namespace mla {
 
@@ -33,4 +33,4 @@ class RmsNorm {
 
 }  // namespace mla
 
-#endif  // MLA_ATTENTION_RMS_NORM_HPP_
+#endif  // MLA_OPS_RMS_NORM_HPP_

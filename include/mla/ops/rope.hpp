@@ -1,5 +1,5 @@
-#ifndef MLA_ATTENTION_ROPE_HPP_
-#define MLA_ATTENTION_ROPE_HPP_
+#ifndef MLA_OPS_ROPE_HPP_
+#define MLA_OPS_ROPE_HPP_
 
 #include <algorithm>
 #include <cmath>
@@ -96,6 +96,18 @@ inline std::vector<double> rope_inv_freq(Index dim, double theta, const RopeScal
   return inv_freq;
 }
 
+/// cos and sin [tokens, dim / 2] of the tokens of a call.
+struct RotaryTables {
+  MatrixView<float> cos;
+  MatrixView<float> sin;
+};
+
+/// Throws std::invalid_argument unless the tables are of `tokens` tokens and `dim` rotary elements.
+inline void require_tables(const RotaryTables& tables, Index tokens, Index dim) {
+  require_matrix("rotary cos", tables.cos, tokens, dim / 2);
+  require_matrix("rotary sin", tables.sin, tokens, dim / 2);
+}
+
 /// Makes cos and sin of positions; the kernels' rotate() applies them.
 class RotaryEmbedding {
  public:
@@ -136,4 +148,4 @@ class RotaryEmbedding {
 
 }  // namespace mla
 
-#endif  // MLA_ATTENTION_ROPE_HPP_
+#endif  // MLA_OPS_ROPE_HPP_

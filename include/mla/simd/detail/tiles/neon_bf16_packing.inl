@@ -50,7 +50,7 @@ MLA_INLINE void pack_columns(MatrixView<const float> x, bfloat16* tiles) {
 }
 
 // Elements [i, i + 8) of a key, its tail behind the rest, 0 after that.
-MLA_INLINE uint16x8_t load_key(const KeyValueRows<bfloat16>& keys, const bfloat16* row, Index i) {
+MLA_INLINE uint16x8_t load_key(const KeyValueRows& keys, const bfloat16* row, Index i) {
   const bfloat16* const key = row + keys.key_offset;
   const bfloat16* const tail = row + keys.tail_offset;
   if (i + kLanes <= keys.key_width) return vld1q_u16(&key[i].bits);
@@ -63,8 +63,8 @@ MLA_INLINE uint16x8_t load_key(const KeyValueRows<bfloat16>& keys, const bfloat1
 
 // Keys [first, + count) of the sequence as A tiles, whose places are `stride` apart; elements from
 // their width up to `depth` are 0.
-inline void pack_keys(const KeyValueRows<bfloat16>& keys, Index first, Index count, Index depth,
-                      Index stride, bfloat16* tiles) {
+inline void pack_keys(const KeyValueRows& keys, Index first, Index count, Index depth, Index stride,
+                      bfloat16* tiles) {
   for (Index k = 0; k < round_up(count, kTileSide); k += 2) {
     const bfloat16* const row0 = k < count ? key_row(keys, first + k) : nullptr;
     const bfloat16* const row1 = k + 1 < count ? key_row(keys, first + k + 1) : nullptr;
@@ -81,8 +81,7 @@ inline void pack_keys(const KeyValueRows<bfloat16>& keys, Index first, Index cou
 
 // Values of keys [first, + count) as B tiles, whose columns are dimensions, kValueTiles apart.
 // Returns whether all are finite.
-inline bool pack_values(const KeyValueRows<bfloat16>& keys, Index first, Index count,
-                        bfloat16* tiles) {
+inline bool pack_values(const KeyValueRows& keys, Index first, Index count, bfloat16* tiles) {
   const uint16x8_t exponent = vdupq_n_u16(0x7f80);
   uint16x8_t infinite = vdupq_n_u16(0);
   for (Index k = 0; k < round_up(count, kTileDepth); k += 4) {

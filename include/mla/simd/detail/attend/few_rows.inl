@@ -1,15 +1,7 @@
 // Attention of a few query rows over key rows: the lanes are dimensions, in scores and in the value
 // product.
-
-// Some keys and values of one page: element (k, i) of the keys is key[k * stride + i].
-template <class T>
-struct KeyTile {
-  const T* key;
-  const T* tail;
-  const T* value;
-  Index stride;
-  Index key_width, tail_width, value_width;
-};
+// Needs: dot_tile, multiply_tile, for_column_vectors (linear/float32.inl), for_key_tiles and tiles
+// (attend/softmax.inl).
 
 // scores[r][k] = scale * query[r] . key[k] for kRows queries and `count` keys.
 template <int kRows, class T>
@@ -73,16 +65,16 @@ MLA_INLINE void value_tile(const float (*scores)[kTileKeys], const float* factor
       });
 }
 
-// Rows [first_row, + kRows) over `count` keys of one tile, whose first is key `first_key`.
+// Rows [first_row, + kRows) over the keys of one tile, whose first is key `first_key`.
 template <int kRows, class T>
 void attend_tile(const QueryRows& queries, Index first_row, const KeyTile<T>& tile, Index first_key,
-                 Index count, float scale, const SoftmaxState& state) noexcept {
+                 float scale, const SoftmaxState& state) noexcept {
   Index visible[kRows];
   Index most = 0;
-  Index common = count;
+  Index common = tile.count;
   for (int r = 0; r < kRows; ++r) {
     const Index ahead = queries.visible[first_row + r] - first_key;
-    visible[r] = ahead < 0 ? 0 : ahead < count ? ahead : count;
+    visible[r] = ahead < 0 ? 0 : ahead < tile.count ? ahead : tile.count;
     most = visible[r] > most ? visible[r] : most;
     common = visible[r] < common ? visible[r] : common;
   }
@@ -101,14 +93,31 @@ void attend_tile(const QueryRows& queries, Index first_row, const KeyTile<T>& ti
 }
 
 template <class T>
-void attend(const QueryRows& queries, const KeyValueRows<T>& keys, float softmax_scale,
-            const SoftmaxState& state) noexcept {
-  for_key_tiles(keys, [&](const T* row, Index first_key, Index count) {
-    const KeyTile<T> tile = {row + keys.key_offset, row + keys.tail_offset, row + keys.value_offset,
-                             keys.row_stride,       keys.key_width,         keys.tail_width,
-                             keys.value_width};
-    for_tiles<kRowTile>(queries.rows, [&](auto rows, Index r) {
-      attend_tile<rows.value>(queries, r, tile, first_key, count, softmax_scale * kLog2E, state);
-    });
+void attend_rows(const QueryRows& queries, const KeyTile<T>& tile, Index first_key, float scale,
+                 const SoftmaxState& state) noexcept {
+  for_tiles<kRowTile>(queries.rows, [&](auto rows, Index r) {
+    attend_tile<rows.value>(queries, r, tile, first_key, scale, state);
+  });
+}
+
+// Rows of plain elements; selected ones are gathered.
+template <class T>
+void attend(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+            const SoftmaxState& state, float* scratch) noexcept {
+  const float scale = softmax_scale * kLog2E;
+  for_key_tiles(keys, [&](Index first_key, Index count) {
+    if (keys.selected)
+      attend_rows(queries, float_tile<T>(keys, first_key, count, scratch), first_key, scale, state);
+    else
+      attend_rows(queries, tile_in_place<T>(keys, first_key, count), first_key, scale, state);
+  });
+}
+
+// Rows of any format, by its one function.
+inline void attend_any(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+                       const SoftmaxState& state, float* scratch) noexcept {
+  for_key_tiles(keys, [&](Index first_key, Index count) {
+    attend_rows(queries, float_tile_of_any(keys, first_key, count, scratch), first_key,
+                softmax_scale * kLog2E, state);
   });
 }

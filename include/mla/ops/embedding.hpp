@@ -1,12 +1,12 @@
-#ifndef MLA_MODEL_EMBEDDING_HPP_
-#define MLA_MODEL_EMBEDDING_HPP_
+#ifndef MLA_OPS_EMBEDDING_HPP_
+#define MLA_OPS_EMBEDDING_HPP_
 
 #include <span>
 
-#include "mla/attention/context.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
-#include "mla/model/model_config.hpp"
+#include "mla/core/token.hpp"
+#include "mla/ops/context.hpp"
 
 namespace mla {
 
@@ -29,11 +29,9 @@ class Embedding {
   /// The rows of checked tokens -> out [tokens, hidden_size].
   void forward(std::span<const TokenId> tokens, MatrixView<float> out,
                const Context& context) const {
-    visit(weight_, [&]<class T>(MatrixView<const T> rows) {
-      for (Index t = 0; t < out.rows; ++t)
-        context.kernels().template of<T>().to_float(rows.row(tokens[static_cast<std::size_t>(t)]),
-                                                    rows.cols, out.row(t));
-    });
+    const simd::LinearKernels& kernels = context.kernels().of(weight_.format);
+    for (Index t = 0; t < out.rows; ++t)
+      kernels.widen(weight_.row_range(tokens[static_cast<std::size_t>(t)], 1), out.row_range(t, 1));
   }
 
  private:
@@ -42,4 +40,4 @@ class Embedding {
 
 }  // namespace mla
 
-#endif  // MLA_MODEL_EMBEDDING_HPP_
+#endif  // MLA_OPS_EMBEDDING_HPP_

@@ -35,8 +35,8 @@ struct TileWeights {
   Index in_place;    // a multiple of eight
   Index inputs;
 
-  MLA_INLINE TileWeights(MatrixView<const bfloat16> weight, Index in_place, bfloat16* memory)
-      : packed(memory), in_place(in_place), inputs(round_up(weight.cols, kLanes)) {
+  MLA_INLINE TileWeights(MatrixView<const bfloat16> weight, Index inputs_in_place, bfloat16* memory)
+      : packed(memory), in_place(inputs_in_place), inputs(round_up(weight.cols, kLanes)) {
     for (Index o = 0; o < 2 * kTilePairs; ++o)
       row[o] = weight.row(o < weight.rows ? o : weight.rows - 1);
     for (Index i = in_place; i < inputs; i += kLanes, memory += 2 * kTilePairs * kLanes)
@@ -100,21 +100,21 @@ MLA_INLINE void add_sums(const Sums (&acc)[kPairs], MatrixView<float> out, bool 
   }
 }
 
-inline void linear(MatrixView<const float> x, const float* packed,
-                   MatrixView<const bfloat16> weight, MatrixView<float> out,
-                   float* scratch) noexcept {
+inline void linear(MatrixView<const float> x, const float* packed, const WeightView& weights,
+                   MatrixView<float> out, float* scratch) noexcept {
+  const MatrixView<const bfloat16> weight = weights.as<bfloat16>();
   const auto* const rows = reinterpret_cast<const bfloat16*>(packed);
   const Index stride = 2 * round_up(x.cols, kLanes);  // from a pair of tokens to the next
   const bool few = x.rows <= 2 * kTilePairs;  // a weight is used once: packing would not pay
   const auto multiply_block = [&](Index o, Index first, Index tokens, Index i, Index inputs) {
     const Index features = weight.rows - o < kLanes ? weight.rows - o : kLanes;
-    const TileWeights weights(weight.row_range(o, features).col_range(i, inputs),
-                              few ? inputs / kLanes * kLanes : 0,
-                              reinterpret_cast<bfloat16*>(scratch));
+    const TileWeights tile(weight.row_range(o, features).col_range(i, inputs),
+                           few ? inputs / kLanes * kLanes : 0,
+                           reinterpret_cast<bfloat16*>(scratch));
     for_tiles<kTilePairs>((tokens + 1) / 2, [&](auto pairs, Index pair) {
       const Index t = first + 2 * pair, left = x.rows - t;
       Sums acc[pairs.value] = {};
-      add_block(rows + t / 2 * stride + 2 * i, stride, weights, acc);
+      add_block(rows + t / 2 * stride + 2 * i, stride, tile, acc);
       const Index here = left < 2 * pairs.value ? left : 2 * pairs.value;
       add_sums(acc, out.row_range(t, here).col_range(o, features), i > 0);
     });

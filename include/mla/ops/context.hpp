@@ -1,5 +1,5 @@
-#ifndef MLA_ATTENTION_CONTEXT_HPP_
-#define MLA_ATTENTION_CONTEXT_HPP_
+#ifndef MLA_OPS_CONTEXT_HPP_
+#define MLA_OPS_CONTEXT_HPP_
 
 #include "mla/core/default_executor.hpp"
 #include "mla/core/executor.hpp"
@@ -17,10 +17,10 @@ class Context {
   Context(DefaultExecutor executor = {}) noexcept  // NOLINT(google-explicit-constructor)
       : Context(executor.get()) {}
 
-  /// `executor` must outlive the context. `Context(executor, simd::kernels(Precision::bfloat16))`
+  /// `executor` must outlive the context. `Context(executor, simd::kernels(Arithmetic::bfloat16))`
   /// multiplies by weights and caches of bfloat16 with dot products of bfloat16 where the machine
-  /// has them: several times as fast, and less exact (see simd::Precision). Fewer instructions than
-  /// the machine has, for comparison: `Context(executor, simd::kernels_for(simd::Isa::avx2))`.
+  /// has them: several times as fast, and less exact (see simd::Arithmetic). Fewer instructions
+  /// than the machine has, for comparison: `Context(executor, simd::kernels_for(simd::Isa::avx2))`.
   explicit Context(Executor& executor, const simd::Kernels& kernels = simd::kernels()) noexcept
       : executor_(&executor), kernels_(&kernels) {}
   explicit Context(const simd::Kernels& kernels, DefaultExecutor executor = {}) noexcept
@@ -38,4 +38,4 @@ class Context {
 
 }  // namespace mla
 
-#endif  // MLA_ATTENTION_CONTEXT_HPP_
+#endif  // MLA_OPS_CONTEXT_HPP_

@@ -1,5 +1,5 @@
-#ifndef MLA_MODEL_GENERATION_HPP_
-#define MLA_MODEL_GENERATION_HPP_
+#ifndef MLA_MODEL_GENERATION_OPTIONS_HPP_
+#define MLA_MODEL_GENERATION_OPTIONS_HPP_
 
 #include <concepts>
 #include <functional>
@@ -30,7 +30,7 @@ concept TokenSampler = requires(S& sampler, std::span<const float> values,
   { sampler.uniform() } -> std::convertible_to<double>;
 };
 
-/// What a caller may say about generating text.
+/// Options of generating a text.
 struct GenerationOptions {
   Index max_tokens = 128;
   bool stop_at_eos = true;  ///< at ModelConfig::eos_token_ids
@@ -84,4 +84,4 @@ struct GenerationResult {
 
 }  // namespace mla
 
-#endif  // MLA_MODEL_GENERATION_HPP_
+#endif  // MLA_MODEL_GENERATION_OPTIONS_HPP_

@@ -1,5 +1,5 @@
-#ifndef MLA_ATTENTION_SOFTMAX_ROWS_HPP_
-#define MLA_ATTENTION_SOFTMAX_ROWS_HPP_
+#ifndef MLA_OPS_SOFTMAX_ROWS_HPP_
+#define MLA_OPS_SOFTMAX_ROWS_HPP_
 
 #include <Eigen/Core>
 #include <algorithm>
@@ -88,4 +88,4 @@ class SoftmaxRows {
 
 }  // namespace mla
 
-#endif  // MLA_ATTENTION_SOFTMAX_ROWS_HPP_
+#endif  // MLA_OPS_SOFTMAX_ROWS_HPP_

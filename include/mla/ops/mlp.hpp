@@ -1,13 +1,14 @@
-#ifndef MLA_MODEL_MLP_HPP_
-#define MLA_MODEL_MLP_HPP_
+#ifndef MLA_OPS_MLP_HPP_
+#define MLA_OPS_MLP_HPP_
 
 #include <algorithm>
 #include <cmath>
 
-#include "mla/attention/context.hpp"
-#include "mla/attention/linear.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
+#include "mla/ops/context.hpp"
+#include "mla/ops/linear.hpp"
 
 namespace mla {
 
@@ -21,16 +22,9 @@ struct MlpWeights {
 
   /// Throws std::invalid_argument naming the tensor that is missing or of another shape.
   void validate(Index hidden_size, Index intermediate_size) const {
-    check("gate_proj", gate_proj, intermediate_size, hidden_size);
-    check("up_proj", up_proj, intermediate_size, hidden_size);
-    check("down_proj", down_proj, hidden_size, intermediate_size);
-  }
-
- private:
-  static void check(const char* name, const WeightView& weight, Index rows, Index cols) {
-    require(bool(weight), "tensor ", name, " is missing, expected [", rows, ", ", cols, "]");
-    require(weight.rows == rows && weight.cols == cols, "tensor ", name, " must have shape [", rows,
-            ", ", cols, "], got [", weight.rows, ", ", weight.cols, "]");
+    require_shape("gate_proj", gate_proj, intermediate_size, hidden_size);
+    require_shape("up_proj", up_proj, intermediate_size, hidden_size);
+    require_shape("down_proj", down_proj, hidden_size, intermediate_size);
   }
 };
 
@@ -87,4 +81,4 @@ class Mlp {
 
 }  // namespace mla
 
-#endif  // MLA_MODEL_MLP_HPP_
+#endif  // MLA_OPS_MLP_HPP_

@@ -1,35 +1,27 @@
-#ifndef MLA_ATTENTION_LINEAR_HPP_
-#define MLA_ATTENTION_LINEAR_HPP_
+#ifndef MLA_OPS_LINEAR_HPP_
+#define MLA_OPS_LINEAR_HPP_
 
 #include <algorithm>
 #include <vector>
 
-#include "mla/attention/context.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
+#include "mla/ops/context.hpp"
 
 namespace mla {
 
-/// A weight vector [1, n] of any storage type as float32.
-inline std::vector<float> to_float_vector(const WeightView& weight) {
-  std::vector<float> values(static_cast<std::size_t>(weight.cols));
-  visit(weight, [&](auto view) {
-    for (Index i = 0; i < view.cols; ++i)
-      values[static_cast<std::size_t>(i)] = static_cast<float>(view(0, i));
-  });
-  return values;
-}
-
-/// Scratch memory of simd::TypedKernels::linear, a row for each worker of the executor.
+/// Scratch memory of simd::LinearKernels::linear, a row for each worker of the executor.
 inline MatrixView<float> linear_scratch(Context& context) {
   return context.workspace().take_matrix<float>(context.executor().concurrency(),
                                                 context.kernels().linear_scratch);
 }
 
-/// x [tokens, in] as linear() of weights of type T wants to have it, if it does, in scratch memory.
-template <class T>
-const float* packed_tokens(MatrixView<const float> x, Context& context) {
-  const auto& kernels = context.kernels().of<T>();
+/// x [tokens, in] as linear() of weights of `format` wants to have it, if it does, in scratch
+/// memory.
+inline const float* packed_tokens(WeightFormat format, MatrixView<const float> x,
+                                  Context& context) {
+  const simd::LinearKernels& kernels = context.kernels().of(format);
   const Index floats = kernels.packed_floats(x.rows, x.cols);
   if (floats == 0) return nullptr;
   float* const packed = context.workspace().take<float>(floats);
@@ -50,8 +42,7 @@ class Linear {
   /// weight [out_features, in_features] must outlive the layer. bias [1, out_features] is optional.
   explicit Linear(const WeightView& weight, const WeightView& bias = {}) : weight_(weight) {
     if (!bias) return;
-    require(bias.rows == 1 && bias.cols == weight.rows, "bias must have shape [1, ", weight.rows,
-            "], got [", bias.rows, ", ", bias.cols, "]");
+    require_shape("bias", bias, 1, weight.rows);
     bias_ = to_float_vector(bias);
   }
 
@@ -61,28 +52,22 @@ class Linear {
 
   /// x [tokens, in_features] -> out [tokens, out_features].
   void forward(MatrixView<const float> x, MatrixView<float> out, Context& context) const {
-    visit(weight_, [&](auto weight) { forward(weight, x, out, context); });
-  }
-
- private:
-  template <class T>
-  void forward(MatrixView<const T> weight, MatrixView<const float> x, MatrixView<float> out,
-               Context& context) const {
     const Workspace::Scope scope(context.workspace());
     const auto scratch = linear_scratch(context);
-    const float* const packed = packed_tokens<T>(x, context);
-    const auto& kernels = context.kernels().of<T>();
+    const float* const packed = packed_tokens(weight_.format, x, context);
+    const simd::LinearKernels& kernels = context.kernels().of(weight_.format);
     const Index most = outputs_of_task(context.executor().concurrency());
-    const Index tasks = (weight.rows + most - 1) / most;
+    const Index tasks = (weight_.rows + most - 1) / most;
     context.executor().parallel_for(tasks, [&](Index task, Index worker) {
       const Index first = task * most;
-      const Index outputs = std::min(most, weight.rows - first);
-      kernels.linear(x, packed, weight.row_range(first, outputs), out.col_range(first, outputs),
+      const Index outputs = std::min(most, weight_.rows - first);
+      kernels.linear(x, packed, weight_.row_range(first, outputs), out.col_range(first, outputs),
                      scratch.row(worker));
       if (!bias_.empty()) add_bias(first, out.col_range(first, outputs));
     });
   }
 
+ private:
   // Every task reads all of x and begins without weights in the cache: tasks are large, as long as
   // each worker gets several.
   Index outputs_of_task(Index workers) const noexcept {
@@ -105,4 +90,4 @@ class Linear {
 
 }  // namespace mla
 
-#endif  // MLA_ATTENTION_LINEAR_HPP_
+#endif  // MLA_OPS_LINEAR_HPP_

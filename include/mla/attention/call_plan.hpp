@@ -1,0 +1,215 @@
+#ifndef MLA_ATTENTION_CALL_PLAN_HPP_
+#define MLA_ATTENTION_CALL_PLAN_HPP_
+
+#include <algorithm>
+#include <cstdint>
+#include <span>
+
+#include "mla/attention/cached_tokens.hpp"
+#include "mla/attention/check_batch.hpp"
+#include "mla/attention/cost_model.hpp"
+#include "mla/attention/latent_cache.hpp"
+#include "mla/core/config.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+#include "mla/core/workspace.hpp"
+#include "mla/ops/rope.hpp"
+
+namespace mla {
+
+/// One sequence of a batch: its cache, and how many of the call's tokens continue it.
+struct Sequence {
+  LatentCache* cache = nullptr;
+  Index tokens = 0;
+};
+
+/// Options of a forward pass.
+struct ForwardOptions {
+  Mode mode = Mode::automatic;
+
+  /// [tokens] position of each token, rising within a sequence; gaps are allowed. Empty: the
+  /// positions that follow the last cached one.
+  std::span<const Index> position_ids = {};
+
+  /// [tokens] 1 for a token, 0 for padding, anywhere in a sequence. Padding takes up a default
+  /// position but no cache row, is seen by no token, and its output is 0; at the end of a call it
+  /// leaves no trace, and the next call continues after the last token. Empty: no padding.
+  std::span<const std::uint8_t> attention_mask = {};
+
+  /// Rows of its sequence's cache that each token sees (the lists of padding are not read). Empty:
+  /// all rows up to its own. Mode::decompressed refuses it, Mode::automatic is absorbed with it.
+  KeySelection selected = {};
+};
+
+/// A checked call, planned once for all layers: what each real token is and whose, its position and
+/// rotation, and which keys it sees. Lives in a workspace.
+class CallPlan {
+ public:
+  /// What a sequence brings to the call.
+  struct Share {
+    Index first_token;  ///< of the real tokens
+    Index tokens;
+    Index past;  ///< tokens in its caches before the call
+  };
+
+  /// `batch` has the caches of one layer; those of other layers have as many tokens. Makes room in
+  /// them. Throws std::invalid_argument for whatever does not fit, std::bad_alloc if the caches
+  /// cannot grow; changes nothing that can be seen.
+  CallPlan(const AttentionConfig& config, const RotaryEmbedding& rotary, Index tokens,
+           std::span<const Sequence> batch, const ForwardOptions& options, Workspace& workspace)
+      : mode_(options.mode),
+        padded_tokens_(tokens),
+        source_rows_(workspace.take<Index>(tokens)),
+        positions_(workspace.take<Index>(tokens)),
+        shares_(workspace.take<Share>(std::ssize(batch))),
+        sequences_(batch.size()) {
+    check_sizes(config, batch, options);
+    if (options.selected) selected_ = workspace.take<std::span<const Index>>(tokens);
+    Index first = 0;
+    for (std::size_t s = 0; s < batch.size(); ++s) {
+      const Index before = tokens_;
+      add_tokens(batch[s], s, first, options);
+      first += batch[s].tokens;
+      shares_[s] = {before, tokens_ - before, batch[s].cache->size()};
+    }
+    const Index pairs = config.qk_rope_head_dim / 2;
+    tables_ = {workspace.take_matrix<float>(tokens_, pairs),
+               workspace.take_matrix<float>(tokens_, pairs)};
+    rotary.tables(positions(), tables_.cos, tables_.sin);
+    for (std::size_t s = 0; s < batch.size(); ++s)
+      batch[s].cache->reserve(shares_[s].past + shares_[s].tokens);
+  }
+
+  /// Tokens that are not padding.
+  Index tokens() const noexcept { return tokens_; }
+  bool has_padding() const noexcept { return tokens_ < padded_tokens_; }
+  std::span<const Share> shares() const noexcept { return {shares_, sequences_}; }
+  std::span<const Index> positions() const noexcept {
+    return {positions_, static_cast<std::size_t>(tokens_)};
+  }
+  /// cos and sin of the positions.
+  const RotaryTables& rotary() const noexcept { return tables_; }
+  /// What was asked for, for all sequences.
+  Mode mode() const noexcept { return mode_; }
+
+  /// The tokens of sequence s once they are the last ones of `cache`.
+  CachedTokens cached(std::size_t s, const LatentCache& cache) const noexcept {
+    const Share& share = shares_[s];
+    CachedTokens tokens = CachedTokens::ending_in(cache, share.first_token, share.tokens);
+    if (selected_) tokens.selected = selected_ + share.first_token;
+    return tokens;
+  }
+
+  /// Appends rows [tokens(), cache row width] to `caches`, one per sequence, of the same layer.
+  void append(MatrixView<const float> rows, std::span<LatentCache* const> caches,
+              const simd::Kernels& kernels) const {
+    for (std::size_t s = 0; s < sequences_; ++s) {
+      const Share& share = shares_[s];
+      caches[s]->append(rows.row_range(share.first_token, share.tokens),
+                        positions().subspan(static_cast<std::size_t>(share.first_token),
+                                            static_cast<std::size_t>(share.tokens)),
+                        kernels);
+    }
+  }
+
+  /// from [all tokens, n] -> to [tokens(), n]
+  void gather(MatrixView<const float> from, MatrixView<float> to) const noexcept {
+    for (Index t = 0; t < tokens_; ++t)
+      std::copy_n(from.row(source_rows_[t]), from.cols, to.row(t));
+  }
+  /// from [tokens(), n] -> to [all tokens, n], zeros for padding
+  void scatter(MatrixView<const float> from, MatrixView<float> to) const noexcept {
+    for (Index row = 0, t = 0; row < padded_tokens_; ++row) {
+      if (t < tokens_ && source_rows_[t] == row)
+        std::copy_n(from.row(t++), from.cols, to.row(row));
+      else
+        std::fill_n(to.row(row), to.cols, 0.0f);
+    }
+  }
+
+ private:
+  void check_sizes(const AttentionConfig& config, std::span<const Sequence> batch,
+                   const ForwardOptions& options) const {
+    Index total = 0;
+    for (std::size_t s = 0; s < batch.size(); ++s) {
+      const LatentCache* cache = batch[s].cache;
+      require(cache != nullptr, "sequence ", s, " has no cache");
+      require(batch[s].tokens >= 0 && batch[s].tokens <= PagedRows::kMaxRows, "sequence ", s,
+              " has ", batch[s].tokens, " tokens");
+      require_cache(config, *cache, s);
+      for (std::size_t other = 0; other < s; ++other)
+        require(batch[other].cache != cache, "sequences ", other, " and ", s,
+                " have the same cache");
+      total += batch[s].tokens;
+    }
+    require(total == padded_tokens_, "the sequences of the batch have ", total,
+            " tokens together, x has ", padded_tokens_, " rows");
+    require(options.mode == Mode::automatic || options.mode == Mode::absorbed ||
+                options.mode == Mode::decompressed,
+            "mode ", static_cast<int>(options.mode), " does not exist");
+    const auto one_each = [&](const char* name, std::size_t size) {
+      require(size == 0 || size == static_cast<std::size_t>(padded_tokens_), name, " must have ",
+              padded_tokens_, " elements, one per token, got ", size);
+    };
+    one_each("position_ids", options.position_ids.size());
+    one_each("attention_mask", options.attention_mask.size());
+    if (options.selected) check_selection(options.selected);
+    require(!options.selected || options.mode != Mode::decompressed,
+            "mode decompressed does not take selected keys: each token would need keys and values "
+            "of its own; absorbed does");
+  }
+
+  // That lists can be taken; what they hold is checked token by token.
+  void check_selection(const KeySelection& selected) const {
+    require(std::ssize(selected.first) == padded_tokens_ + 1, "selected.first must have ",
+            padded_tokens_ + 1, " elements, one per token and the end, got ",
+            selected.first.size());
+    Index last = 0;
+    for (const Index first : selected.first) {
+      require(first >= last && first <= std::ssize(selected.rows),
+              "selected.first must rise from 0 to at most the ", selected.rows.size(),
+              " rows, got ", first, " after ", last);
+      last = first;
+    }
+  }
+
+  // The real ones of a sequence's tokens, which start at row `first` of the call.
+  void add_tokens(const Sequence& sequence, std::size_t s, Index first,
+                  const ForwardOptions& options) {
+    const Index start = sequence.cache->next_position(), past = sequence.cache->size();
+    const Index before = tokens_;
+    Index last = start - 1;
+    for (Index i = 0; i < sequence.tokens; ++i) {
+      const auto row = static_cast<std::size_t>(first + i);
+      if (!options.attention_mask.empty()) {
+        require(options.attention_mask[row] <= 1, "attention_mask must be 0 or 1, got ",
+                int{options.attention_mask[row]}, " for token ", i, " of sequence ", s);
+        if (options.attention_mask[row] == 0) continue;
+      }
+      const Index position = options.position_ids.empty() ? start + i : options.position_ids[row];
+      require_next_position(position, last, i, s);
+      last = position;
+      if (selected_) {
+        selected_[tokens_] = options.selected.of(first + i);
+        require_selection(selected_[tokens_], past + tokens_ - before + 1, first + i);
+      }
+      source_rows_[tokens_] = first + i;
+      positions_[tokens_] = position;
+      ++tokens_;
+    }
+  }
+
+  Mode mode_;
+  Index padded_tokens_;
+  Index tokens_ = 0;
+  Index* source_rows_;  // [tokens_] row of the call
+  Index* positions_;    // [tokens_]
+  Share* shares_;       // [sequences_] without padding
+  std::size_t sequences_;
+  std::span<const Index>* selected_ = nullptr;  // [tokens_], where there is a selection
+  RotaryTables tables_;
+};
+
+}  // namespace mla
+
+#endif  // MLA_ATTENTION_CALL_PLAN_HPP_

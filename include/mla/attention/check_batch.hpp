@@ -1,0 +1,58 @@
+#ifndef MLA_ATTENTION_CHECK_BATCH_HPP_
+#define MLA_ATTENTION_CHECK_BATCH_HPP_
+
+#include <span>
+
+#include "mla/attention/cached_tokens.hpp"
+#include "mla/core/config.hpp"
+#include "mla/core/error.hpp"
+#include "mla/core/tensor.hpp"
+
+namespace mla {
+
+/// Throws std::invalid_argument unless the rows of `list` rise and are below `end`. `token` is the
+/// token that sees them, for the message.
+inline void require_selection(std::span<const Index> list, Index end, Index token) {
+  Index last = -1;
+  for (const Index row : list) {
+    require(row >= 0 && row < end, "selection of token ", token, " has row ", row,
+            ", but the token sees rows 0 to ", end - 1);
+    require(row != last, "selection of token ", token, " has row ", row, " twice");
+    require(row > last, "selection of token ", token, " must rise: row ", row, " comes after ",
+            last);
+    last = row;
+  }
+}
+
+/// Throws std::invalid_argument unless the cache of sequence s fits a layer of this configuration.
+inline void require_cache(const AttentionConfig& config, const LatentCache& cache, std::size_t s) {
+  require(cache.fits(config), "the cache of sequence ", s, " has rows of ", cache.kv_lora_rank(),
+          " + ", cache.rope_key_width(), " elements (latent + rotary keys), this layer needs ",
+          config.kv_lora_rank, " + ", config.rope_key_width());
+}
+
+/// Throws std::invalid_argument unless the shares of a call fit a layer of this configuration and
+/// cover tokens of [0, tokens) one after the other.
+inline void check_batch(const AttentionConfig& config, std::span<const CachedTokens> batch,
+                        Index tokens) {
+  Index end = 0;
+  for (std::size_t s = 0; s < batch.size(); ++s) {
+    const CachedTokens& share = batch[s];
+    require(share.cache != nullptr, "sequence ", s, " has no cache");
+    require_cache(config, *share.cache, s);
+    require(share.tokens >= 0 && share.first_token >= end && share.first_token <= tokens &&
+                share.tokens <= tokens - share.first_token,
+            "sequence ", s, " has tokens ", share.first_token, " to ",
+            share.first_token + share.tokens, " of a call of ", tokens, ", where those from ", end,
+            " on are left");
+    require(share.uncached >= 0 && share.uncached <= share.tokens, "sequence ", s, " has ",
+            share.uncached, " uncached tokens of ", share.tokens);
+    for (Index i = 0; share.selected && i < share.tokens; ++i)
+      require_selection(share.selected[i], share.cache->size(), share.first_token + i);
+    end = share.first_token + share.tokens;
+  }
+}
+
+}  // namespace mla
+
+#endif  // MLA_ATTENTION_CHECK_BATCH_HPP_
