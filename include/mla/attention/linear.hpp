@@ -2,6 +2,7 @@
 #define MLA_ATTENTION_LINEAR_HPP_
 
 #include <algorithm>
+#include <type_traits>
 #include <vector>
 
 #include "mla/attention/context.hpp"
@@ -42,6 +43,17 @@ const float* packed_tokens(MatrixView<const float> x, Context& context) {
   return packed;
 }
 
+/// How many of `outputs` features a task of a projection should compute. Every task reads all of x
+/// and begins without weights in the cache: tasks are large, as long as each worker gets several.
+inline Index outputs_of_task(Index outputs, Index workers) noexcept {
+  constexpr Index kTasksOfWorker = 4;
+  Index most = simd::kTaskOutputs;
+  while (most < 16 * simd::kTaskOutputs &&
+         (workers == 1 || outputs / (2 * most) >= kTasksOfWorker * workers))
+    most *= 2;
+  return most;
+}
+
 /// x * weight^T + bias over a view of row-major checkpoint weights, which are never copied.
 class Linear {
  public:
@@ -61,38 +73,57 @@ class Linear {
 
   /// x [tokens, in_features] -> out [tokens, out_features].
   void forward(MatrixView<const float> x, MatrixView<float> out, Context& context) const {
-    visit(weight_, [&](auto weight) { forward(weight, x, out, context); });
-  }
-
- private:
-  template <class T>
-  void forward(MatrixView<const T> weight, MatrixView<const float> x, MatrixView<float> out,
-               Context& context) const {
     const Workspace::Scope scope(context.workspace());
     const auto scratch = linear_scratch(context);
-    const float* const packed = packed_tokens<T>(x, context);
-    const auto& kernels = context.kernels().of<T>();
-    const Index most = outputs_of_task(context.executor().concurrency());
-    const Index tasks = (weight.rows + most - 1) / most;
+    const float* const packed = visit(weight_, [&](auto weight) {
+      return packed_tokens<ElementOf<decltype(weight)>>(x, context);
+    });
+    const Index most = outputs_of_task(weight_.rows, context.executor().concurrency());
+    const Index tasks = (weight_.rows + most - 1) / most;
     context.executor().parallel_for(tasks, [&](Index task, Index worker) {
       const Index first = task * most;
-      const Index outputs = std::min(most, weight.rows - first);
-      kernels.linear(x, packed, weight.row_range(first, outputs), out.col_range(first, outputs),
-                     scratch.row(worker));
-      if (!bias_.empty()) add_bias(first, out.col_range(first, outputs));
+      forward_part(x, packed, first, out.col_range(first, std::min(most, weight_.rows - first)),
+                   scratch.row(worker), context.kernels());
     });
   }
 
-  // Every task reads all of x and begins without weights in the cache: tasks are large, as long as
-  // each worker gets several.
-  Index outputs_of_task(Index workers) const noexcept {
-    constexpr Index kTasksOfWorker = 4;
-    Index outputs = simd::kTaskOutputs;
-    while (outputs < 16 * simd::kTaskOutputs &&
-           (workers == 1 || weight_.rows / (2 * outputs) >= kTasksOfWorker * workers))
-      outputs *= 2;
-    return outputs;
+  // What forward() is made of, for those that run several projections in one parallel region.
+
+  /// Floats that pack() makes of `tokens` rows; 0 where forward_part() wants `packed` to be null.
+  Index packed_floats(Index tokens, const simd::Kernels& kernels) const noexcept {
+    return visit(weight_, [&](auto weight) {
+      return kernels.of<ElementOf<decltype(weight)>>().packed_floats(tokens, weight.cols);
+    });
   }
+
+  /// Whether both read the same packed rows.
+  bool packs_as(const Linear& other) const noexcept { return weight_.dtype == other.weight_.dtype; }
+
+  /// Writes the part of `packed` for rows [first, first + rows.rows) of x, `rows` [n, in_features];
+  /// `first` is a multiple of simd::kPackedTokens, and so is n unless these are the last.
+  void pack(MatrixView<const float> rows, Index first, float* packed,
+            const simd::Kernels& kernels) const noexcept {
+    visit(weight_, [&](auto weight) {
+      const auto& typed = kernels.of<ElementOf<decltype(weight)>>();
+      typed.pack(rows, packed + typed.packed_floats(first, rows.cols));
+    });
+  }
+
+  /// out [tokens, n]: the features [first, first + n) of forward(), on the calling thread.
+  /// `packed`: all of x by pack(). `scratch`: a row of linear_scratch().
+  void forward_part(MatrixView<const float> x, const float* packed, Index first,
+                    MatrixView<float> out, float* scratch,
+                    const simd::Kernels& kernels) const noexcept {
+    visit(weight_, [&](auto weight) {
+      kernels.of<ElementOf<decltype(weight)>>().linear(x, packed, weight.row_range(first, out.cols),
+                                                       out, scratch);
+    });
+    if (!bias_.empty()) add_bias(first, out);
+  }
+
+ private:
+  template <class View>
+  using ElementOf = std::remove_const_t<std::remove_pointer_t<decltype(View::data)>>;
 
   void add_bias(Index first, MatrixView<float> out) const noexcept {
     for (Index t = 0; t < out.rows; ++t)
