@@ -30,8 +30,9 @@ MixtureOfExpertsConfig small_experts() {
 
 /// Random weights of a mixture of experts, and their owner.
 struct RandomExperts {
-  explicit RandomExperts(const MixtureOfExpertsConfig& config) : random(3) {
-    weights.router.gate = matrix(config.n_routed_experts, kHiddenSize);
+  explicit RandomExperts(const MixtureOfExpertsConfig& config, Index hidden_size = kHiddenSize)
+      : hidden_size(hidden_size), random(3) {
+    weights.router.gate = matrix(config.n_routed_experts, hidden_size);
     weights.router.e_score_correction_bias = matrix(1, config.n_routed_experts);
     for (Index e = 0; e < config.n_routed_experts; ++e)
       weights.experts.push_back(mlp(config.moe_intermediate_size));
@@ -39,14 +40,15 @@ struct RandomExperts {
   }
 
   MlpWeights mlp(Index intermediate) {
-    return {matrix(intermediate, kHiddenSize), matrix(intermediate, kHiddenSize),
-            matrix(kHiddenSize, intermediate)};
+    return {matrix(intermediate, hidden_size), matrix(intermediate, hidden_size),
+            matrix(hidden_size, intermediate)};
   }
   WeightView matrix(Index rows, Index cols) {
     memory.push_back(random_elements<bfloat16>(rows * cols, random, 0.3));
     return {memory.back().data(), rows, cols};
   }
 
+  Index hidden_size;
   Random random;
   std::vector<std::vector<bfloat16>> memory;
   MixtureOfExpertsWeights weights;
@@ -120,32 +122,98 @@ TEST(MixtureOfExperts, ATokensResultDoesNotDependOnTheOthersInTheCall) {
   }
 }
 
-// Expert by expert, a token at a time, in the stated order.
-TEST(MixtureOfExperts, IsTheWeightedSumOfItsExpertsAndTheSharedOnes) {
-  RandomExperts owner(small_experts());
-  const MixtureOfExpertsConfig config = small_experts();
-  const MixtureOfExperts experts(config, owner.weights, kHiddenSize);
-  const RowMajorMatrix x = random_matrix(9, kHiddenSize, owner.random);
-  Context context;
-  const RowMajorMatrix out = run(experts, x, context);
+/// Each token's result, expert by expert in the stated order, by an Mlp for each.
+RowMajorMatrix one_by_one(const MixtureOfExpertsConfig& config, const RandomExperts& owner,
+                          const RowMajorMatrix& x, Context& context) {
+  const Index hidden_size = x.cols();
+  const MixtureOfExperts experts(config, owner.weights, hidden_size);
   const Workspace::Scope scope(context.workspace());
-  const ExpertChoice choice(config, 9, context.workspace());
-  experts.router().forward({x.data(), 9, kHiddenSize}, choice, context);
+  const ExpertChoice choice(config, x.rows(), context.workspace());
+  experts.router().forward({x.data(), x.rows(), hidden_size}, choice, context);
+  RowMajorMatrix out = RowMajorMatrix::Zero(x.rows(), hidden_size), part(1, hidden_size);
   for (Index t = 0; t < x.rows(); ++t) {
-    RowMajorMatrix sum = RowMajorMatrix::Zero(1, kHiddenSize), part(1, kHiddenSize);
-    const MatrixView<const float> row(x.row(t).data(), 1, kHiddenSize);
-    const MatrixView<float> result(part.data(), 1, kHiddenSize);
+    const MatrixView<const float> row(x.row(t).data(), 1, hidden_size);
+    const MatrixView<float> result(part.data(), 1, hidden_size);
     for (Index e = 0; e < config.n_routed_experts; ++e)
       for (Index k = 0; k < config.num_experts_per_tok; ++k) {
         if (choice.experts(t, k) != e) continue;
-        Mlp(owner.weights.experts[static_cast<std::size_t>(e)], kHiddenSize, kIntermediateSize)
+        Mlp(owner.weights.experts[static_cast<std::size_t>(e)], hidden_size,
+            config.moe_intermediate_size)
             .forward(row, result, context);
-        sum += choice.weights(t, k) * part;
+        out.row(t) += choice.weights(t, k) * part;
       }
-    Mlp(owner.weights.shared_experts, kHiddenSize, 2 * kIntermediateSize)
+    Mlp(owner.weights.shared_experts, hidden_size,
+        config.n_shared_experts * config.moe_intermediate_size)
         .forward(row, result, context);
-    sum += part;
-    EXPECT_TRUE(same_bits(out.row(t), sum)) << t;
+    out.row(t) += part;
+  }
+  return out;
+}
+
+// 700 tokens: several groups of experts, and more tokens than one block of a kernel has.
+TEST(MixtureOfExperts, IsTheWeightedSumOfItsExpertsAndTheSharedOnes) {
+  RandomExperts owner(small_experts());
+  const MixtureOfExperts experts(small_experts(), owner.weights, kHiddenSize);
+  for (const simd::Isa isa : supported_isas())
+    for (const Index tokens : {1, 9, 700}) {
+      const RowMajorMatrix x = random_matrix(tokens, kHiddenSize, owner.random);
+      Context context(simd::kernels_for(isa));
+      EXPECT_TRUE(
+          same_bits(run(experts, x, context), one_by_one(small_experts(), owner, x, context)))
+          << tokens;
+    }
+}
+
+TEST(MixtureOfExperts, ProjectionsOfAnExpertMayHaveStorageTypesOfTheirOwn) {
+  RandomExperts owner(small_experts());
+  const auto half = random_elements<float16>(kIntermediateSize * kHiddenSize, owner.random, 0.3);
+  const auto full = random_elements<float>(kIntermediateSize * kHiddenSize, owner.random, 0.3);
+  for (std::size_t e = 0; e < owner.weights.experts.size(); ++e) {
+    MlpWeights& expert = owner.weights.experts[e];
+    if (e % 3 != 0) expert.up_proj = {half.data(), kIntermediateSize, kHiddenSize};
+    if (e % 3 != 1) expert.gate_proj = {full.data(), kIntermediateSize, kHiddenSize};
+    if (e % 3 != 2) expert.down_proj = {half.data(), kHiddenSize, kIntermediateSize};
+  }
+  const MixtureOfExperts experts(small_experts(), owner.weights, kHiddenSize);
+  const RowMajorMatrix x = random_matrix(40, kHiddenSize, owner.random);
+  for (const simd::Isa isa : supported_isas()) {
+    Context context(simd::kernels_for(isa));
+    EXPECT_TRUE(
+        same_bits(run(experts, x, context), one_by_one(small_experts(), owner, x, context)));
+  }
+}
+
+/// Counts the parallel regions that have several tasks.
+class CountingExecutor final : public Executor {
+ public:
+  Index concurrency() const noexcept override { return 4; }
+  int regions = 0;
+
+ private:
+  void run(Index tasks, const Body& body) override {
+    ++regions;
+    for (Index task = 0; task < tasks; ++task) body(task, task % 4);
+  }
+};
+
+TEST(MixtureOfExperts, AllExpertsOfATokenRunInTwoParallelRegions) {
+  constexpr Index kHidden = 200;
+  MixtureOfExpertsConfig config = small_experts();
+  config.moe_intermediate_size = 150;
+  RandomExperts owner(config, kHidden);
+  const MixtureOfExperts experts(config, owner.weights, kHidden);
+  for (const Index tokens : {1, 40}) {
+    const RowMajorMatrix x = random_matrix(tokens, kHidden, owner.random);
+    const MatrixView<const float> in(x.data(), tokens, kHidden);
+    RowMajorMatrix out(tokens, kHidden);
+    CountingExecutor executor;
+    Context context(executor);  // float32: nothing is packed
+    const Workspace::Scope scope(context.workspace());
+    const ExpertChoice choice(config, tokens, context.workspace());
+    experts.router().forward(in, choice, context);
+    executor.regions = 0;
+    experts.forward(in, choice, {out.data(), tokens, kHidden}, context);
+    EXPECT_EQ(executor.regions, tokens == 1 ? 2 : 3);  // the rows of 40 tokens are gathered before
   }
 }
 

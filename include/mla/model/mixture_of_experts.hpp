@@ -2,10 +2,13 @@
 #define MLA_MODEL_MIXTURE_OF_EXPERTS_HPP_
 
 #include <algorithm>
+#include <cstddef>
+#include <span>
 #include <vector>
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/model/expert_batches.hpp"
 #include "mla/model/model_config.hpp"
 #include "mla/model/router.hpp"
 #include "mla/ops/context.hpp"
@@ -21,7 +24,8 @@ struct MixtureOfExpertsWeights {
 };
 
 /// DeepSeekMoE (Dai et al. 2024): every token goes through the experts that its router chose and
-/// through the shared ones. An expert runs once a call, on all tokens that chose it.
+/// through the shared ones. An expert runs once per call, on all tokens that chose it, and together
+/// with other experts.
 ///
 /// The result of a token does not depend on the others of the call in a single bit: its experts
 /// are added up in the order of their numbers, then the shared ones.
@@ -56,25 +60,21 @@ class MixtureOfExperts {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
     const Assignments assignments(choice, config().n_routed_experts, workspace);
-    const auto rows = workspace.take_matrix<float>(assignments.largest, x.cols);
-    const auto result = workspace.take_matrix<float>(std::max(assignments.largest, x.rows), x.cols);
+    const std::span<detail::ExpertBatch> batches = make_batches(assignments, x.rows, workspace);
     for (Index t = 0; t < out.rows; ++t) std::fill_n(out.row(t), out.cols, 0.0f);
-    for (Index e = 0; e < config().n_routed_experts; ++e) {
-      const Index count = assignments.count(e);
-      if (count == 0) continue;
-      const auto y = result.row_range(0, count);
-      experts_[static_cast<std::size_t>(e)].forward(
-          gather(x, assignments.tokens(e), rows.row_range(0, count)), y, context);
-      add(y, assignments.tokens(e), assignments.weights(e), out);
+    for (std::size_t first = 0, last = 0; first < batches.size(); first = last) {
+      Index rows = 0;
+      do rows += batches[last++].count;
+      while (last < batches.size() && rows + batches[last].count <= kRowsTogether);
+      const Workspace::Scope together(workspace);
+      detail::ExpertBatches(batches.subspan(first, last - first), x, context).add_to(out);
     }
-    if (!shared_experts_) return;
-    const auto y = result.row_range(0, x.rows);
-    shared_experts_.forward(x, y, context);
-    for (Index t = 0; t < out.rows; ++t)
-      for (Index i = 0; i < out.cols; ++i) out(t, i) += y(t, i);
   }
 
  private:
+  // More would need much scratch memory, and gain nothing: there is enough work in a region.
+  static constexpr Index kRowsTogether = 1024;
+
   // The choices of all tokens, sorted by expert; the tokens of an expert rise.
   struct Assignments {
     Assignments(const ExpertChoice& choice, Index experts, Workspace& workspace)
@@ -85,10 +85,7 @@ class MixtureOfExperts {
       // filling in where it ends.
       std::fill_n(first, experts + 2, Index{0});
       for_each(choice, [&](Index, Index e, float) { ++first[e + 2]; });
-      for (Index e = 0; e < experts; ++e) {
-        largest = std::max(largest, first[e + 2]);
-        first[e + 2] += first[e + 1];
-      }
+      for (Index e = 0; e < experts; ++e) first[e + 2] += first[e + 1];
       for_each(choice, [&](Index t, Index e, float weight) {
         const Index place = first[e + 1]++;
         token_of[place] = t;
@@ -103,7 +100,6 @@ class MixtureOfExperts {
     Index* first;  // [experts + 2] of token_of and weight_of
     Index* token_of;
     float* weight_of;
-    Index largest = 0;  // tokens of one expert
 
    private:
     template <class Visit>
@@ -114,21 +110,21 @@ class MixtureOfExperts {
     }
   };
 
-  // Rows `tokens` of x; copied to `rows` unless there is one only.
-  static MatrixView<const float> gather(MatrixView<const float> x, const Index* tokens,
-                                        MatrixView<float> rows) noexcept {
-    if (rows.rows == 1) return x.row_range(tokens[0], 1);
-    for (Index i = 0; i < rows.rows; ++i) std::copy_n(x.row(tokens[i]), x.cols, rows.row(i));
-    return rows;
-  }
-
-  // out[tokens[i]] += weights[i] * y[i]
-  static void add(MatrixView<const float> y, const Index* tokens, const float* weights,
-                  MatrixView<float> out) noexcept {
-    for (Index i = 0; i < y.rows; ++i) {
-      float* sum = out.row(tokens[i]);
-      for (Index c = 0; c < y.cols; ++c) sum[c] += weights[i] * y(i, c);
-    }
+  // The experts that were chosen, in the order of their numbers, then the shared ones.
+  std::span<detail::ExpertBatch> make_batches(const Assignments& assignments, Index tokens,
+                                              Workspace& workspace) const {
+    auto* const batches = workspace.take<detail::ExpertBatch>(config().n_routed_experts + 1);
+    std::size_t size = 0;
+    for (Index e = 0; e < config().n_routed_experts; ++e)
+      if (assignments.count(e) > 0)
+        batches[size++] = {.expert = &experts_[static_cast<std::size_t>(e)],
+                           .tokens = assignments.tokens(e),
+                           .weights = assignments.weights(e),
+                           .count = assignments.count(e)};
+    if (shared_experts_ && tokens > 0)
+      batches[size++] = {
+          .expert = &shared_experts_, .tokens = nullptr, .weights = nullptr, .count = tokens};
+    return {batches, size};
   }
 
   Router router_;

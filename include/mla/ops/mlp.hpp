@@ -31,6 +31,11 @@ struct MlpWeights {
 /// x * sigmoid(x) in float32, within 4 units in the last place; below -88 it is 0.
 inline float silu(float x) noexcept { return x / (1.0f + std::exp(-x)); }
 
+/// gate[i] = silu(gate[i]) * up[i]
+inline void silu_times(float* gate, const float* up, Index n) noexcept {
+  for (Index i = 0; i < n; ++i) gate[i] = silu(gate[i]) * up[i];
+}
+
 /// SwiGLU (Shazeer 2020): down_proj(silu(gate_proj(x)) * up_proj(x)). The result of a token does
 /// not depend on the others in the call.
 class Mlp {
@@ -46,6 +51,10 @@ class Mlp {
 
   explicit operator bool() const noexcept { return bool(gate_proj_); }
   Index intermediate_size() const noexcept { return gate_proj_.out_features(); }
+
+  const Linear& gate_proj() const noexcept { return gate_proj_; }
+  const Linear& up_proj() const noexcept { return up_proj_; }
+  const Linear& down_proj() const noexcept { return down_proj_; }
 
   /// x [tokens, hidden_size] -> out [tokens, hidden_size]; may be the same memory.
   void forward(MatrixView<const float> x, MatrixView<float> out, Context& context) const {
@@ -67,10 +76,8 @@ class Mlp {
     const Index tasks = (gate.cols + kTaskCols - 1) / kTaskCols;  // of a token
     executor.parallel_for(gate.rows * tasks, [&](Index task, Index) {
       const Index first = task % tasks * kTaskCols;
-      const Index last = std::min(first + kTaskCols, gate.cols);
-      float* g = gate.row(task / tasks);
-      const float* u = up.row(task / tasks);
-      for (Index i = first; i < last; ++i) g[i] = silu(g[i]) * u[i];
+      const Index t = task / tasks, count = std::min(kTaskCols, gate.cols - first);
+      silu_times(gate.row(t) + first, up.row(t) + first, count);
     });
   }
 
