@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <map>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <set>
 #include <string>
 #include <string_view>
@@ -105,16 +106,10 @@ class CaseFile {
  private:
   WeightView stored_values(const SafetensorsTensor& tensor) const {
     const Index elements = std::ssize(tensor.bytes) / bytes_of(tensor.dtype);
-    switch (tensor.dtype) {
-      case SafetensorsDType::float32:
-        return {tensor.bytes.data(), WeightFormat::float32, 1, elements};
-      case SafetensorsDType::bfloat16:
-        return {tensor.bytes.data(), WeightFormat::bfloat16, 1, elements};
-      case SafetensorsDType::float16:
-        return {tensor.bytes.data(), WeightFormat::float16, 1, elements};
-      default:
-        fail("tensor ", tensor.name, " has dtype ", name_of(tensor.dtype), ", expected F32");
-    }
+    const std::optional<WeightFormat> format = weight_format_of(tensor.dtype);
+    if (!format)
+      fail("tensor ", tensor.name, " has dtype ", name_of(tensor.dtype), ", expected F32");
+    return {tensor.bytes.data(), *format, 1, elements};
   }
 
   // A generated tensor that is stored as well, to check generators with, must be the same.

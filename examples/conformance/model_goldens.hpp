@@ -65,16 +65,10 @@ class ModelGoldens {
   std::vector<float> floats(const std::string& name, const std::vector<Index>& shape) {
     const SafetensorsTensor& tensor = read(name);
     check_shape(name, shape);
-    switch (tensor.dtype) {
-      case SafetensorsDType::float32:
-        return convert<float, float>(tensor);
-      case SafetensorsDType::bfloat16:
-        return convert<float, bfloat16>(tensor);
-      case SafetensorsDType::float16:
-        return convert<float, float16>(tensor);
-      default:
-        fail(name, " has dtype ", name_of(tensor.dtype), ", expected F32, BF16 or F16");
-    }
+    if (tensor.dtype == SafetensorsDType::float32) return convert<float, float>(tensor);
+    if (tensor.dtype == SafetensorsDType::bfloat16) return convert<float, bfloat16>(tensor);
+    if (tensor.dtype == SafetensorsDType::float16) return convert<float, float16>(tensor);
+    fail(name, " has dtype ", name_of(tensor.dtype), ", expected F32, BF16 or F16");
   }
 
   void check_shape(const std::string& name, const std::vector<Index>& shape) const {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <stdexcept>
 #include <string>
 #include <thread>
 #include <utility>
@@ -207,6 +208,12 @@ TEST_F(CheckpointTest, RefusesFp8WithAScaleOfAnotherShapeOrType) {
   EXPECT_TRUE(fails_naming([&] { checkpoint.matrix("w", 1, 129); },
                            {"tensor w_scale_inv", "[1, 1]", "[1, 2]"}));
   EXPECT_TRUE(fails_naming([&] { checkpoint.matrix("i", 1, 1); }, {"tensor i_scale_inv", "I32"}));
+}
+
+// A code times its scale may be anything that bfloat16 holds.
+TEST_F(CheckpointTest, Fp8IsNotDecodedToFloat16) {
+  one_float("a", 1).write(directory_ / "x.safetensors");
+  EXPECT_THROW(Checkpoint(directory_ / "x.safetensors", DType::float16), std::invalid_argument);
 }
 
 TEST_F(CheckpointTest, RefusesAPlaceWithoutACheckpoint) {

@@ -7,6 +7,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -38,8 +39,9 @@ class Checkpoint {
   explicit Checkpoint(const std::filesystem::path& path,
                       WeightFormat fp8_as = WeightFormat::bfloat16)
       : path_(path.string()), fp8_as_(fp8_as) {
-    require(fp8_as != WeightFormat::float16,
-            "F8_E4M3 weights cannot be decoded to f16: its range is less");
+    require(fp8_as == WeightFormat::bfloat16 || fp8_as == WeightFormat::float32,
+            "F8_E4M3 weights are decoded to bf16 or f32, whose range holds them all, got ",
+            name_of(fp8_as));
     if (!std::filesystem::is_directory(path)) {
       add_file(path);
       return;
@@ -141,17 +143,11 @@ class Checkpoint {
   }
 
   WeightView view(const SafetensorsTensor& tensor, Index rows, Index cols) const {
-    switch (tensor.dtype) {
-      case SafetensorsDType::float32:
-        return {tensor.bytes.data(), WeightFormat::float32, rows, cols};
-      case SafetensorsDType::bfloat16:
-        return {tensor.bytes.data(), WeightFormat::bfloat16, rows, cols};
-      case SafetensorsDType::float16:
-        return {tensor.bytes.data(), WeightFormat::float16, rows, cols};
-      default:
-        throw_runtime(path_, ": tensor ", tensor.name, " has dtype ", name_of(tensor.dtype),
-                      ", which cannot be used as a weight here");
-    }
+    const std::optional<WeightFormat> format = weight_format_of(tensor.dtype);
+    if (!format)
+      throw_runtime(path_, ": tensor ", tensor.name, " has dtype ", name_of(tensor.dtype),
+                    ", which cannot be used as a weight here");
+    return {tensor.bytes.data(), *format, rows, cols};
   }
 
   const void* decoded(const SafetensorsTensor& weight) const {
@@ -183,19 +179,16 @@ class Checkpoint {
       for (const auto value : values) result.push_back(to_float(value));
       return result;
     };
-    switch (scale.dtype) {
-      case SafetensorsDType::float32:
-        return convert(scale.values<float>(), [](float value) { return value; });
-      case SafetensorsDType::bfloat16:
-        return convert(scale.values<bfloat16>(), [](bfloat16 value) { return float(value); });
-      case SafetensorsDType::float8_e8m0:
-        return convert(scale.bytes, [](std::byte value) {
-          return decode_e8m0(std::to_integer<std::uint8_t>(value));
-        });
-      default:
-        throw_runtime(path_, ": tensor ", scale.name, " has dtype ", name_of(scale.dtype),
-                      ", expected F32, BF16 or F8_E8M0");
-    }
+    if (scale.dtype == SafetensorsDType::float32)
+      return convert(scale.values<float>(), [](float value) { return value; });
+    if (scale.dtype == SafetensorsDType::bfloat16)
+      return convert(scale.values<bfloat16>(), [](bfloat16 value) { return float(value); });
+    if (scale.dtype == SafetensorsDType::float8_e8m0)
+      return convert(scale.bytes, [](std::byte value) {
+        return decode_e8m0(std::to_integer<std::uint8_t>(value));
+      });
+    throw_runtime(path_, ": tensor ", scale.name, " has dtype ", name_of(scale.dtype),
+                  ", expected F32, BF16 or F8_E8M0");
   }
 
   std::string path_;

@@ -7,20 +7,19 @@
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <map>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
-#include <type_traits>
 #include <utility>
 #include <vector>
 
 #include "mla/core/error.hpp"
-#include "mla/core/float16.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/io/json.hpp"
 #include "mla/io/mapped_file.hpp"
+#include "mla/io/safetensors_dtype.hpp"
 
 // The safetensors format (https://github.com/huggingface/safetensors): 8 bytes with the length n of
 // the header, n bytes of JSON, {name: {dtype, shape, data_offsets}} and perhaps `__metadata__`, and
@@ -30,59 +29,6 @@ namespace mla {
 
 static_assert(std::endian::native == std::endian::little,
               "Tensors of safetensors files are little-endian and are read in place.");
-
-/// Element types of safetensors files, those with elements of whole bytes.
-enum class SafetensorsDType {
-  boolean,
-  uint8,
-  int8,
-  float8_e4m3,  ///< no infinities, see decode_e4m3
-  float8_e5m2,
-  float8_e8m0,  ///< a power of two, see decode_e8m0
-  int16,
-  uint16,
-  float16,
-  bfloat16,
-  int32,
-  uint32,
-  float32,
-  int64,
-  uint64,
-  float64,
-};
-
-namespace detail {
-
-struct SafetensorsDTypeInfo {
-  std::string_view name;
-  Index bytes;
-};
-inline constexpr SafetensorsDTypeInfo kSafetensorsDTypes[] = {
-    {"BOOL", 1}, {"U8", 1},  {"I8", 1},  {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"F8_E8M0", 1},
-    {"I16", 2},  {"U16", 2}, {"F16", 2}, {"BF16", 2},    {"I32", 4},     {"U32", 4},
-    {"F32", 4},  {"I64", 8}, {"U64", 8}, {"F64", 8},
-};
-
-template <class T>
-constexpr std::optional<SafetensorsDType> safetensors_dtype_of() noexcept {
-  using enum SafetensorsDType;
-  if (std::is_same_v<T, float>) return float32;
-  if (std::is_same_v<T, mla::bfloat16>) return bfloat16;
-  if (std::is_same_v<T, mla::float16>) return float16;
-  if (std::is_same_v<T, std::int32_t>) return int32;
-  if (std::is_same_v<T, std::int64_t>) return int64;
-  return std::nullopt;
-}
-
-}  // namespace detail
-
-/// The name in the file: "BF16", "F8_E4M3".
-constexpr std::string_view name_of(SafetensorsDType dtype) noexcept {
-  return detail::kSafetensorsDTypes[static_cast<int>(dtype)].name;
-}
-constexpr Index bytes_of(SafetensorsDType dtype) noexcept {
-  return detail::kSafetensorsDTypes[static_cast<int>(dtype)].bytes;
-}
 
 /// "[2, 3]"
 inline std::string shape_text(const std::vector<Index>& shape) {

@@ -2,6 +2,8 @@
 #define MLA_MODEL_MODEL_CONFIG_HPP_
 
 #include <cmath>
+#include <cstddef>
+#include <iterator>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -18,7 +20,9 @@ namespace mla {
 enum class ScoringFunction { sigmoid, softmax };
 
 constexpr std::string_view name_of(ScoringFunction scoring) noexcept {
-  return scoring == ScoringFunction::sigmoid ? "sigmoid" : "softmax";
+  constexpr std::string_view kNames[] = {"sigmoid", "softmax"};
+  static_assert(std::size(kNames) == static_cast<std::size_t>(ScoringFunction::softmax) + 1);
+  return kNames[static_cast<int>(scoring)];
 }
 
 /// How experts are chosen by their scores (config key `topk_method`).
@@ -30,6 +34,7 @@ enum class TopkMethod {
 
 constexpr std::string_view name_of(TopkMethod method) noexcept {
   constexpr std::string_view kNames[] = {"greedy", "group_limited_greedy", "noaux_tc"};
+  static_assert(std::size(kNames) == static_cast<std::size_t>(TopkMethod::noaux_tc) + 1);
   return kNames[static_cast<int>(method)];
 }
 
