@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <mla/io/attention_weights.hpp>
 #include <mla/io/checkpoint.hpp>
@@ -13,6 +12,11 @@
 #include <mla/io/safetensors.hpp>
 #include <mla/mla.hpp>
 #include <string>
+#include <vector>
+
+#include "programs/command_line.hpp"
+#include "programs/printable.hpp"
+#include "programs/run_program.hpp"
 
 namespace {
 
@@ -91,8 +95,9 @@ float run_all_layers(const std::string& directory) {
   mla::Context context(one_thread);
 
   std::printf("%s: %td layers, %td heads, latent %td + rotary key %td; a text of %td tokens\n",
-              directory.c_str(), config.num_hidden_layers, config.attention.num_attention_heads,
-              config.attention.kv_lora_rank, config.attention.qk_rope_head_dim, x.rows());
+              mla::programs::printable(directory).c_str(), config.num_hidden_layers,
+              config.attention.num_attention_heads, config.attention.kv_lora_rank,
+              config.attention.qk_rope_head_dim, x.rows());
   std::printf("kernels: %s, one thread; weights as in the checkpoint, cache bfloat16\n\n",
               std::string(mla::simd::name_of(context.kernels().isa)).c_str());
   std::printf("           us a token   cache bytes   largest difference of decoding to prefill\n");
@@ -156,23 +161,25 @@ void print_cache_table(const std::string& directory) {
       "the latent alone.\n");
 }
 
+std::string parse(const std::vector<std::string>& words) {
+  const auto arguments = mla::programs::plain_arguments(words, 1);
+  mla::require(!arguments.empty(), "MODEL_DIR is needed");
+  return arguments[0];
+}
+
+void run(const std::string& directory) {
+  const float worst = run_all_layers(directory);
+  print_cache_table(directory);
+  constexpr float kTolerance = 1e-5f;  // float32 arithmetic in two orders
+  const bool agree = worst < kTolerance;
+  std::printf("\nprefill and decoding %s: largest difference %.2g of the largest output\n",
+              agree ? "agree" : "DISAGREE", static_cast<double>(worst));
+  if (!agree) mla::throw_runtime("prefill and decoding disagree");
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: mla-demo MODEL_DIR\n");
-    return 2;
-  }
-  try {
-    const float worst = run_all_layers(argv[1]);
-    print_cache_table(argv[1]);
-    constexpr float kTolerance = 1e-5f;  // float32 arithmetic in two orders
-    const bool agree = worst < kTolerance;
-    std::printf("\nprefill and decoding %s: largest difference %.2g of the largest output\n",
-                agree ? "agree" : "DISAGREE", static_cast<double>(worst));
-    return agree ? 0 : 1;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "mla-demo: %s\n", error.what());
-    return 1;
-  }
+  return mla::programs::run_program("mla-demo", "usage: mla-demo MODEL_DIR\n", argc, argv, parse,
+                                    run);
 }

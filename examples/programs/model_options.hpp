@@ -4,13 +4,12 @@
 #include <array>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "command_line.hpp"
-#include "interrupt.hpp"
+#include "isa_names.hpp"
 #include "progress.hpp"
 
 #include "mla/attention/context.hpp"
@@ -20,7 +19,6 @@
 #include "mla/core/executor.hpp"
 #include "mla/core/float16.hpp"
 #include "mla/model/decoder_model.hpp"
-#include "mla/simd/isa.hpp"
 #include "mla/simd/kernels.hpp"
 #include "mla/text/tokenizer.hpp"
 
@@ -51,21 +49,14 @@ inline DType parse_cache(const std::string& name) {
   throw_invalid("--cache must be f32, bf16 or f16, got ", name);
 }
 
-inline const simd::Kernels* parse_isa(const std::string& name) {
-  const std::optional<simd::Isa> isa = simd::isa_from_name(name);
-  require(isa.has_value(), "--isa ", name, " is not known");
-  require(simd::is_supported(*isa), "--isa ", name, " is not supported by this machine");
-  return &simd::kernels_for(*isa);
-}
-
 /// Throws std::invalid_argument for wrong usage.
 inline ModelOptions parse_model_options(const CommandLine& line, const std::string& directory) {
   constexpr int kMaxThreads = 1024;
   ModelOptions options;
   options.directory = directory;
-  options.threads = line.number("--threads", options.threads);
-  require(options.threads >= 1 && options.threads <= kMaxThreads, "--threads must be from 1 to ",
-          kMaxThreads, ", got ", options.threads);
+  options.threads = line.number("--threads", options.threads, 1);
+  require(options.threads <= kMaxThreads, "--threads must be at most ", kMaxThreads, ", got ",
+          options.threads);
   if (const auto name = line.text("--mode")) options.mode = parse_mode(*name);
   if (const auto name = line.text("--cache")) options.cache = parse_cache(*name);
   if (const auto name = line.text("--isa")) options.kernels = parse_isa(*name);
@@ -81,13 +72,8 @@ inline std::vector<std::string_view> with_model_options(std::vector<std::string_
 inline DecoderModel load_model(const ModelOptions& options) {
   if (!std::filesystem::is_directory(options.directory))
     throw_runtime(options.directory, ": not a directory with a model");
-  const auto loaded = [&] {
-    const ProgressClock progress("loading " + options.directory);
-    return DecoderModel::load(options.directory);
-  };
-  DecoderModel model = loaded();
-  throw_if_interrupted();
-  return model;
+  const ProgressClock progress("loading " + options.directory);
+  return DecoderModel::load(options.directory);
 }
 
 /// The tokenizer in a model's directory. Throws std::runtime_error when it is not the model's. A

@@ -165,16 +165,67 @@ refuses "not UTF-8" 1 "latin: text is not UTF-8 at byte 2" "$generate" "$model" 
 refuses "no file" 1 "nothing: cannot open" "$generate" "$model" --prompt-file "$work/nothing"
 refuses "directory" 1 "cannot read" "$generate" "$model" --prompt-file "$work"
 refuses "token" 1 "token 1024 " "$generate" "$model" --prompt-ids 0,1024
-refuses "no ids" 1 "prompt is empty" "$generate" "$model" --prompt-ids ""
-refuses "ids" 1 "--prompt-ids" "$generate" "$model" --prompt-ids 0,x
-refuses "two prompts" 2 "got 2" "$generate" "$model" --prompt x --prompt-ids 1
-refuses "no prompt" 2 "got 0" "$generate" "$model"
-refuses "no model" 2 "MODEL_DIR" "$generate" --prompt x
-refuses "temperature" 2 "temperature" "$generate" "$model" --prompt x --temperature -1
-refuses "number" 2 "--max-tokens" "$generate" "$model" --prompt x --max-tokens 12y
-refuses "option" 2 "--bogus" "$generate" "$model" --prompt x --bogus
-refuses "value" 2 "--seed needs a value" "$generate" "$model" --prompt x --seed
-passes "help" "$generate" --help
+misused() { # what, text, arguments of mla-generate
+  what=$1 text=$2
+  shift 2
+  refuses "$what" 2 "$text" "$generate" "$@"
+  grep -qF "(--help for usage)" "$work/err" || fail "$what: no hint in $(cat "$work/err")"
+}
+misused "no ids" "--prompt-ids has no ids" "$model" --prompt-ids ""
+misused "ids" '--prompt-ids must be a whole number from 0 on, got "x"' "$model" --prompt-ids 0,x
+misused "large ids" "--prompt-ids is out of range" "$model" --prompt-ids 1,999999999999999999999
+misused "two prompts" "got 2" "$model" --prompt x --prompt-ids 1
+misused "no prompt" "got 0" "$model"
+misused "no model" "MODEL_DIR" --prompt x
+misused "temperature" "temperature" "$model" --prompt x --temperature -1
+misused "number" "--temperature must be a number, got" "$model" --prompt x --temperature 1y
+for value in 12y 1e3 2.5 -1; do
+  misused "whole number $value" "--max-tokens must be a whole number from 0 on, got \"$value\"" \
+    "$model" --prompt x --max-tokens=$value
+done
+misused "seed" '--seed must be a whole number from 0 on, got "-1"' "$model" --prompt x --seed=-1
+misused "threads" '--threads must be a whole number from 1 on, got "0"' "$model" --prompt x --threads 0
+misused "option" "--bogus" "$model" --prompt x --bogus
+misused "value" "--seed needs a value" "$model" --prompt x --seed
+misused "kernels" "one of scalar, avx2, avx512, avx512_bf16, amx, neon, neon_bf16; got foo" \
+  "$model" --prompt x --isa foo
+
+# Nothing that a terminal would obey: in an argument, in a path, in a file.
+escape=$(printf 'a\033[31m\302\233\377b')
+silent() { # what
+  LC_ALL=C tr -d '\n\040-\176' < "$work/err" > "$work/bytes"
+  [ ! -s "$work/bytes" ] || fail "$1: wrote $(od -An -tx1 "$work/bytes")"
+}
+misused "escapes in an option" '--a\x1b[31m\xc2\x9b\xffb' "$model" "--$escape"
+silent "escapes in an option"
+refuses "escapes in a path" 1 '/a\x1b[31m\xc2\x9b\xffb: not a' "$generate" "/$escape" --prompt x
+silent "escapes in a path"
+printf '%s' "$escape" > "$work/escapes"
+refuses "escapes in a file" 1 'a token id must be a whole number from 0 on, got "a\x1b[31m' \
+  "$perplexity" "$model" --ids-from "$work/escapes"
+silent "escapes in a file"
+
+# What programs say of themselves, and of MLA_ISA.
+version=$("$generate" --version) || fail "--version of mla-generate"
+for name in mla-generate mla-perplexity mla-conformance mla-demo mla-attention-layer \
+  mla-embed-decoder; do
+  program=$(dirname "$generate")/$name
+  passes "$name --help" "$program" --help
+  grep -q "^usage: $name" "$work/out" || fail "$name --help: $(cat "$work/out")"
+  passes "$name --version" "$program" --version
+  echo "$name ${version#* }" | cmp -s - "$work/out" || fail "$name --version: $(cat "$work/out")"
+  refuses "$name --bogus" 2 "unknown option --bogus (--help for usage)" "$program" --bogus
+done
+for isa in scalar foo AVX2 neon_bf16; do
+  passes "MLA_ISA=$isa" env MLA_ISA=$isa "$generate" "$model" --prompt x --max-tokens 1
+  if [ $isa = scalar ]; then
+    [ ! -s "$work/err" ] || fail "MLA_ISA=$isa: $(cat "$work/err")"
+  elif [ $isa != neon_bf16 ]; then
+    one_line "MLA_ISA=$isa" "MLA_ISA=$isa changes nothing: known are scalar, avx2"
+  elif [ "$(uname -m)" = x86_64 ]; then
+    one_line "MLA_ISA=$isa" "MLA_ISA=$isa is not supported by this machine"
+  fi
+done
 
 # Output that cannot be written, and Ctrl-C while it waits for the prompt.
 if [ -c /dev/full ]; then
@@ -194,6 +245,14 @@ kill "$writer"
 [ "$status" -eq 130 ] || fail "Ctrl-C: exit status $status"
 one_line "Ctrl-C" "interrupted"
 
+# Ctrl-C while it reads a long text, which would go on for seconds and end as a failure.
+yes "To be, or not to be, that is the question:" | head -c 100000000 > "$work/tragedy"
+timeout --preserve-status -s INT 1 "$generate" "$model" --prompt-file "$work/tragedy" \
+  > "$work/out" 2> "$work/err"
+status=$?
+rm "$work/tragedy"
+[ "$status" -eq 130 ] || fail "Ctrl-C in the prompt: exit status $status"
+one_line "Ctrl-C in the prompt" "interrupted"
 
 # A prompt of 2,000 tokens, for which this copy declares room.
 edit long config.json "s/\"max_position_embeddings\": 256/\"max_position_embeddings\": 8192/"
@@ -248,9 +307,29 @@ passes "perplexity" "$perplexity" "$model" \
 grep -q "^3\.2750[34][0-9]* nats a token.* 8192 tokens in 32 windows" "$work/out" ||
   fail "perplexity: $(cat "$work/out")"
 passes "perplexity of few" "$perplexity" "$model" "$work/numbers" --tokens 300 --threads 2
-grep -q " 256 tokens in 1 windows of 256" "$work/out" || fail "--tokens: $(cat "$work/out")"
+grep -q " 256 tokens in 1 window of 256" "$work/out" || fail "--tokens: $(cat "$work/out")"
 refuses "short text" 1 "fewer than a window" "$perplexity" "$model" "$work/prompt"
 refuses "no text" 2 "FILE" "$perplexity" "$model"
+refuses "long window" 2 "--window 257 is longer" "$perplexity" "$model" "$work/numbers" --window 257
+refuses "no tensor" 2 "goldens.safetensors:NAME (--help for usage)" \
+  "$perplexity" "$model" --ids-from "$model/goldens.safetensors"
+refuses "tensor of floats" 1 "short.logits has dtype F32, expected I32 or I64" \
+  "$perplexity" "$model" --ids-from "$model/goldens.safetensors:short.logits"
+
+# The same ids as text and as a tensor of 64 bits.
+header='{"ids":{"dtype":"I64","shape":[256],"data_offsets":[0,2048]}}   '
+{
+  # shellcheck disable=SC2059  # the format is the length, of 64 bytes
+  printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s" "$header"
+  # shellcheck disable=SC2059
+  for id in $(seq 0 255); do printf "\\$(printf %o "$id")\\0\\0\\0\\0\\0\\0\\0"; done
+} > "$work/ids.safetensors"
+seq 0 255 > "$work/ids"
+passes "ids in a file" "$perplexity" "$model" --ids-from "$work/ids"
+sed 's/, [^,]*$//' "$work/out" > "$work/expected"
+passes "ids of 64 bits" "$perplexity" "$model" --ids-from "$work/ids.safetensors:ids"
+sed 's/, [^,]*$//' "$work/out" > "$work/actual"
+same "ids of 64 bits" "$work/expected" "$work/actual"
 
 # Conformance of whole models; goldens that are wrong, and that are not for this model.
 passes "conformance" "$conformance" "$model" "$fp8"
