@@ -152,13 +152,13 @@ void print_cache_table(const std::string& directory) {
   print_cache_row("DeepSeek-V3", mla::AttentionConfig::deepseek_v3(), 61);
   print_cache_row("DeepSeek-V2-Lite", mla::AttentionConfig::deepseek_v2_lite(), 27);
   print_cache_row("Kimi K2", mla::AttentionConfig::kimi_k2(), 61);
-  print_cache_row("the lesson's layer", mla::AttentionConfig::lesson(), 1);
+  print_cache_row("lesson variant", mla::AttentionConfig::lesson(), 1);
   std::printf(
       "\nMHA: a key and a value for every head. GQA: for one head in 8 (at least 2). MQA: for "
       "one.\n"
-      "The lesson's layer caches a rotary key for every head, so it saves little; its \"4x\" "
-      "counts\n"
-      "the latent alone.\n");
+      "Lesson variant: the MLA layer of common teaching implementations, with a rotary key for\n"
+      "every head, half-split rotary pairs and no query norm (AttentionConfig::lesson()). It\n"
+      "saves little: the \"4x\" that is stated for it counts the latent without those keys.\n");
 }
 
 std::string parse(const std::vector<std::string>& words) {
