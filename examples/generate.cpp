@@ -20,8 +20,8 @@
 
 #include "programs/command_line.hpp"
 #include "programs/files.hpp"
-#include "programs/isa_names.hpp"
 #include "programs/model_options.hpp"
+#include "programs/processors.hpp"
 #include "programs/progress.hpp"
 #include "programs/run_program.hpp"
 #include "programs/token_ids.hpp"
@@ -44,14 +44,8 @@ std::string usage() {
          "  --min-p P               only tokens at least P times as likely as the best (0)\n"
          "  --repetition-penalty R  above 1: tokens of the text so far are less likely (1)\n"
          "  --seed N                another sample (0); the same seed gives the same text\n"
-         "  --speculative           draft by multi-token prediction; greedy text stays the same\n"
-         "  --threads N             (1)\n"
-         "  --mode MODE             absorbed, decompressed or automatic attention (automatic)\n"
-         "  --cache TYPE            elements of the latent cache: f32, bf16 or f16 (f32)\n"
-         "  --isa ISA               kernels: " +
-         mla::programs::isa_names() +
-         "\n"
-         "                          (the best of this machine that computes in float32)\n"
+         "  --speculative           draft by multi-token prediction; greedy text stays the same\n" +
+         mla::programs::model_usage() +
          "  --ids                   print token ids, one a line, in place of text\n"
          "  --stats                 print speed, cache size and accepted drafts to standard error\n"
          "  --version               print the version, and nothing else\n"
@@ -214,13 +208,16 @@ void generate(const Options& options, const mla::DecoderModel& model,
   if (options.stats) print_stats(result, state, model.config().attention, options.model.cache);
 }
 
-void run(const Options& options) {
+void run(Options options) {
   const mla::DecoderModel model = mla::programs::load_model(options.model);
+  if (options.model.threads == 0)
+    options.model.threads = mla::programs::default_threads(model.hidden_size());
   std::optional<mla::Tokenizer> tokenizer;
   if (!options.prompt_ids || !options.ids)
     tokenizer = mla::programs::load_tokenizer(options.model.directory, model.config());
   const auto prompt = read_prompt(options, tokenizer ? &*tokenizer : nullptr);
   check_prompt(prompt, model.config());
+  mla::programs::complain(kName, describe(options.model));
   Writer writer(options.ids ? nullptr : &*tokenizer);
   mla::programs::with_cache_type(options.model.cache, [&](auto element) {
     generate<decltype(element)>(options, model, prompt, writer);

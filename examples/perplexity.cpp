@@ -20,8 +20,8 @@
 
 #include "programs/command_line.hpp"
 #include "programs/files.hpp"
-#include "programs/isa_names.hpp"
 #include "programs/model_options.hpp"
+#include "programs/processors.hpp"
 #include "programs/progress.hpp"
 #include "programs/run_program.hpp"
 #include "programs/token_ids.hpp"
@@ -35,21 +35,13 @@ using mla::TokenId;
 constexpr const char* kName = "mla-perplexity";
 std::string usage() {
   return "usage: mla-perplexity MODEL_DIR FILE | --ids-from IDS\n"
-         "  FILE            a text, - for standard input; read as one string, without BOS\n"
-         "  --ids-from IDS  token ids in place of a text: a file of numbers, or a tensor (I32 or "
-         "I64)\n"
-         "                  written as goldens.safetensors:validation.input_ids\n"
-         "  --tokens N      only the first N tokens; of these, as of all, whole windows only\n"
-         "  --window N      tokens of a window (256, or the model's context where that is "
-         "shorter)\n"
-         "  --threads N     (1)\n"
-         "  --mode MODE     absorbed, decompressed or automatic attention (automatic)\n"
-         "  --cache TYPE    elements of the latent cache: f32, bf16 or f16 (f32)\n"
-         "  --isa ISA       kernels: " +
-         mla::programs::isa_names() +
-         "\n"
-         "                  (the best of this machine that computes in float32)\n"
-         "  --version       print the version, and nothing else\n"
+         "  FILE                    a text, - for standard input; read as one string, without BOS\n"
+         "  --ids-from IDS          token ids in place of a text: a file of numbers, or a tensor\n"
+         "                          (I32, I64) as goldens.safetensors:validation.input_ids\n"
+         "  --tokens N              only the first N tokens, and of them whole windows\n"
+         "  --window N              tokens per window (256, or the model's context if shorter)\n" +
+         mla::programs::model_usage() +
+         "  --version               print the version, and nothing else\n"
          "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
 }
 
@@ -182,13 +174,16 @@ void check(const Text& text, const mla::ModelConfig& config, Index window) {
                  " of the text is not in the vocabulary of ", config.vocab_size);
 }
 
-void run(const Options& options) {
+void run(Options options) {
   const mla::DecoderModel model = mla::programs::load_model(options.model);
+  if (options.model.threads == 0)
+    options.model.threads = mla::programs::default_threads(model.hidden_size());
   const Text text = read_text(options, model.config());
   const Index window =
       options.window.value_or(std::min<Index>(256, model.max_position_embeddings()));
   check(text, model.config(), window);
   const Index windows = std::ssize(text.tokens) / window;
+  mla::programs::complain(kName, describe(options.model));
   double sum = 0.0;
   const auto start = std::chrono::steady_clock::now();
   mla::programs::with_cache_type(options.model.cache, [&](auto element) {

@@ -9,6 +9,7 @@ cmake --build --preset demo --target mla-generate mla-perplexity mla-conformance
   --parallel "$(nproc)"
 model=models/tiny-shakespeare-v3
 echo
-build/demo/examples/mla-generate "$model" --prompt "ROMEO:" --temperature 0.8 --seed 3 --stats "$@"
+build/demo/examples/mla-generate "$model" --prompt "ROMEO:" --temperature 0.8 --seed 3 --stats \
+  --precision exact "$@"
 echo
 exec build/demo/examples/mla-demo "$model"

@@ -10,6 +10,7 @@
 
 #include "command_line.hpp"
 #include "isa_names.hpp"
+#include "processors.hpp"
 #include "progress.hpp"
 
 #include "mla/attention/context.hpp"
@@ -19,22 +20,36 @@
 #include "mla/core/executor.hpp"
 #include "mla/core/float16.hpp"
 #include "mla/model/decoder_model.hpp"
+#include "mla/simd/isa.hpp"
 #include "mla/simd/kernels.hpp"
 #include "mla/text/tokenizer.hpp"
 
 namespace mla::programs {
 
-/// What all programs that run a model can be told of how to run it.
+/// How to run a model, in all programs that run one. The default is all cores unless the model is
+/// small, bfloat16 arithmetic where the machine has units for it, and a 16-bit cache.
 struct ModelOptions {
   std::string directory;
-  int threads = 1;
+  int threads = 0;  ///< 0: as many as are worth it, which default_threads() says
   Mode mode = Mode::automatic;
-  DType cache = DType::float32;
-  const simd::Kernels* kernels = &simd::kernels();
+  const simd::Kernels* kernels = nullptr;
+  DType cache = DType::float16;
 
-  static constexpr std::array<std::string_view, 4> kNames = {"--threads", "--mode", "--cache",
-                                                             "--isa"};
+  static constexpr std::array<std::string_view, 5> kNames = {"--threads", "--mode", "--cache",
+                                                             "--isa", "--precision"};
 };
+
+/// Their lines of the usage texts.
+inline std::string model_usage() {
+  return "  --threads N             default: all cores; for small models 1\n"
+         "  --precision PRECISION   fast: bfloat16 arithmetic where this machine has units for "
+         "it,\n"
+         "                          a cache of 16 bits (default). exact: both in float32\n"
+         "  --mode MODE             absorbed, decompressed or automatic attention (automatic)\n"
+         "  --cache TYPE            elements of the latent cache: f32, bf16 or f16\n"
+         "  --isa ISA               kernels: " +
+         isa_names() + "\n";
+}
 
 inline Mode parse_mode(const std::string& name) {
   if (name == "absorbed") return Mode::absorbed;
@@ -49,6 +64,12 @@ inline DType parse_cache(const std::string& name) {
   throw_invalid("--cache must be f32, bf16 or f16, got ", name);
 }
 
+/// The cache that goes with kernels. Those that multiply in bfloat16 take a cache of bfloat16 as it
+/// is, and round what it is multiplied by anyway; for others float16 is as fast and more precise.
+inline DType fast_cache(const simd::Kernels& kernels) {
+  return simd::precision_of(kernels.isa) == Precision::bfloat16 ? DType::bfloat16 : DType::float16;
+}
+
 /// Throws std::invalid_argument for wrong usage.
 inline ModelOptions parse_model_options(const CommandLine& line, const std::string& directory) {
   constexpr int kMaxThreads = 1024;
@@ -58,9 +79,25 @@ inline ModelOptions parse_model_options(const CommandLine& line, const std::stri
   require(options.threads <= kMaxThreads, "--threads must be at most ", kMaxThreads, ", got ",
           options.threads);
   if (const auto name = line.text("--mode")) options.mode = parse_mode(*name);
-  if (const auto name = line.text("--cache")) options.cache = parse_cache(*name);
+  const std::string precision = line.text("--precision").value_or("fast");
+  const bool exact = precision == "exact";
+  require(exact || precision == "fast", "--precision must be fast or exact, got ", precision);
+  options.kernels = &simd::kernels(exact ? Precision::float32 : Precision::bfloat16);
   if (const auto name = line.text("--isa")) options.kernels = parse_isa(*name);
+  options.cache = exact ? DType::float32 : fast_cache(*options.kernels);
+  if (const auto name = line.text("--cache")) options.cache = parse_cache(*name);
   return options;
+}
+
+/// "2 threads, amx, bfloat16 arithmetic, bfloat16 cache"
+inline std::string describe(const ModelOptions& options) {
+  const bool rounds = simd::precision_of(options.kernels->isa) == Precision::bfloat16;
+  const char* cache = options.cache == DType::float32    ? "float32"
+                      : options.cache == DType::bfloat16 ? "bfloat16"
+                                                         : "float16";
+  return std::to_string(options.threads) + (options.threads == 1 ? " thread, " : " threads, ") +
+         std::string(simd::name_of(options.kernels->isa)) + (rounds ? ", bfloat16" : ", float32") +
+         " arithmetic, " + cache + " cache";
 }
 
 /// `kNames` of ModelOptions and `own`, for CommandLine.
