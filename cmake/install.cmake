@@ -1,4 +1,7 @@
-# Headers, the CMake package mla (mla::mla, mla::compiled, mla::io, mla::model, mla::text) and mla.pc.
+# Headers, the CMake package mla (mla::mla, mla::compiled, mla::io, mla::model, mla::text), and for
+# pkg-config
+# mla.pc, mla-compiled.pc (in its place, with the kernels of mla::compiled) and mla-text.pc (beside
+# either, for mla/io, mla/model and mla/text).
 
 include(CMakePackageConfigHelpers)
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/mla)
@@ -19,8 +22,8 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/mlaConfigVersion.cmake
 install(FILES ${PROJECT_BINARY_DIR}/mlaConfig.cmake ${PROJECT_BINARY_DIR}/mlaConfigVersion.cmake
         DESTINATION ${package_dir})
 
-# Paths in mla.pc are relative to the file, so that an installed tree can be moved; unless somebody
-# wants the headers or the library at an absolute path.
+# Paths in .pc files are relative to the file, so that an installed tree can be moved; unless
+# somebody wants the headers or the library at an absolute path.
 if(IS_ABSOLUTE "${CMAKE_INSTALL_INCLUDEDIR}" OR IS_ABSOLUTE "${CMAKE_INSTALL_LIBDIR}")
   set(pc_prefix ${CMAKE_INSTALL_PREFIX})
   set(pc_includedir ${CMAKE_INSTALL_FULL_INCLUDEDIR})
@@ -31,5 +34,13 @@ else()
   set(pc_prefix "\${pcfiledir}/${up}")
   set(pc_includedir "\${prefix}/${CMAKE_INSTALL_INCLUDEDIR}")
 endif()
-configure_file(${CMAKE_CURRENT_LIST_DIR}/mla.pc.in ${PROJECT_BINARY_DIR}/mla.pc @ONLY)
-install(FILES ${PROJECT_BINARY_DIR}/mla.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+set(packages mla mla-compiled)
+if(TARGET mla::text)
+  list(APPEND packages mla-text)
+endif()
+foreach(package IN LISTS packages)
+  configure_file(${CMAKE_CURRENT_LIST_DIR}/${package}.pc.in ${PROJECT_BINARY_DIR}/${package}.pc
+                 @ONLY)
+  install(FILES ${PROJECT_BINARY_DIR}/${package}.pc
+          DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+endforeach()

@@ -2,14 +2,19 @@
 // MODEL_DIR
 
 #include <cstdio>
-#include <exception>
 #include <mla/io/load_attention_weights.hpp>
 #include <mla/io/read_attention_config.hpp>
 #include <mla/mla.hpp>
 #include <string>
+#include <vector>
 
-int main(int argc, char** argv) try {
-  const std::string directory = argc > 1 ? argv[1] : "models/tiny-shakespeare-v3";
+#include "programs/command_line.hpp"
+#include "programs/run_program.hpp"
+
+namespace {
+
+void run(const std::vector<std::string>& arguments) {
+  const std::string directory = arguments.empty() ? "models/tiny-shakespeare-v3" : arguments[0];
   const mla::Checkpoint checkpoint(directory);  // maps the files
   const mla::AttentionConfig config = mla::load_attention_config(directory);
   const mla::MultiheadLatentAttention attention(
@@ -24,10 +29,14 @@ int main(int argc, char** argv) try {
   attention.forward(prompt.row(9), cache, out.row(9), context);  // decoding: one
   cache.truncate(10);                                            // and it never happened
 
-  std::printf("%td tokens, %zu bytes of cache a token; first output %g\n", cache.size(),
+  std::printf("%td tokens, %zu bytes of cache per token; first output %g\n", cache.size(),
               cache.bytes_per_token(), static_cast<double>(out(0, 0)));
-  return 0;
-} catch (const std::exception& error) {
-  std::fprintf(stderr, "mla-attention-layer: %s\n", error.what());
-  return 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto parse = [](const auto& words) { return mla::programs::plain_arguments(words, 1); };
+  return mla::programs::run_program(
+      "mla-attention-layer", "usage: mla-attention-layer [MODEL_DIR]\n", argc, argv, parse, run);
 }

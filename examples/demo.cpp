@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <exception>
 #include <filesystem>
 #include <mla/io/checkpoint.hpp>
 #include <mla/io/load_attention_weights.hpp>
@@ -13,6 +12,11 @@
 #include <mla/mla.hpp>
 #include <mla/model/read_model_config.hpp>
 #include <string>
+#include <vector>
+
+#include "programs/command_line.hpp"
+#include "programs/printable.hpp"
+#include "programs/run_program.hpp"
 
 namespace {
 
@@ -91,8 +95,9 @@ float run_all_layers(const std::string& directory) {
   mla::Context context(one_thread);
 
   std::printf("%s: %td layers, %td heads, latent %td + rotary key %td; a text of %td tokens\n",
-              directory.c_str(), config.num_hidden_layers, config.attention.num_attention_heads,
-              config.attention.kv_lora_rank, config.attention.qk_rope_head_dim, x.rows());
+              mla::programs::printable(directory).c_str(), config.num_hidden_layers,
+              config.attention.num_attention_heads, config.attention.kv_lora_rank,
+              config.attention.qk_rope_head_dim, x.rows());
   std::printf("kernels: %s, one thread; weights as in the checkpoint, cache bfloat16\n\n",
               std::string(mla::simd::name_of(context.kernels().isa)).c_str());
   std::printf("           us a token   cache bytes   largest difference of decoding to prefill\n");
@@ -147,32 +152,34 @@ void print_cache_table(const std::string& directory) {
   print_cache_row("DeepSeek-V3", mla::AttentionConfig::deepseek_v3(), 61);
   print_cache_row("DeepSeek-V2-Lite", mla::AttentionConfig::deepseek_v2_lite(), 27);
   print_cache_row("Kimi K2", mla::AttentionConfig::kimi_k2(), 61);
-  print_cache_row("the lesson's layer", mla::AttentionConfig::lesson(), 1);
+  print_cache_row("lesson variant", mla::AttentionConfig::lesson(), 1);
   std::printf(
       "\nMHA: a key and a value for every head. GQA: for one head in 8 (at least 2). MQA: for "
       "one.\n"
-      "The lesson's layer caches a rotary key for every head, so it saves little; its \"4x\" "
-      "counts\n"
-      "the latent alone.\n");
+      "Lesson variant: the MLA layer of common teaching implementations, with a rotary key for\n"
+      "every head, half-split rotary pairs and no query norm (AttentionConfig::lesson()). It\n"
+      "saves little: the \"4x\" that is stated for it counts the latent without those keys.\n");
+}
+
+std::string parse(const std::vector<std::string>& words) {
+  const auto arguments = mla::programs::plain_arguments(words, 1);
+  mla::require(!arguments.empty(), "MODEL_DIR is needed");
+  return arguments[0];
+}
+
+void run(const std::string& directory) {
+  const float worst = run_all_layers(directory);
+  print_cache_table(directory);
+  constexpr float kTolerance = 1e-5f;  // float32 arithmetic in two orders
+  const bool agree = worst < kTolerance;
+  std::printf("\nprefill and decoding %s: largest difference %.2g of the largest output\n",
+              agree ? "agree" : "DISAGREE", static_cast<double>(worst));
+  if (!agree) mla::throw_runtime("prefill and decoding disagree");
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
-    std::fprintf(stderr, "usage: mla-demo MODEL_DIR\n");
-    return 2;
-  }
-  try {
-    const float worst = run_all_layers(argv[1]);
-    print_cache_table(argv[1]);
-    constexpr float kTolerance = 1e-5f;  // float32 arithmetic in two orders
-    const bool agree = worst < kTolerance;
-    std::printf("\nprefill and decoding %s: largest difference %.2g of the largest output\n",
-                agree ? "agree" : "DISAGREE", static_cast<double>(worst));
-    return agree ? 0 : 1;
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "mla-demo: %s\n", error.what());
-    return 1;
-  }
+  return mla::programs::run_program("mla-demo", "usage: mla-demo MODEL_DIR\n", argc, argv, parse,
+                                    run);
 }

@@ -1,15 +1,20 @@
 // A whole decoder in someone else's program: mla-embed-decoder MODEL_DIR PROMPT
 
-#include <exception>
 #include <iostream>
 #include <mla/model/decoder_model.hpp>
 #include <mla/model/generate.hpp>
 #include <mla/model/sampler.hpp>
 #include <mla/text/streaming_decoder.hpp>
 #include <string>
+#include <vector>
 
-int main(int argc, char** argv) try {
-  const std::string directory = argc > 1 ? argv[1] : "models/tiny-shakespeare-v3";
+#include "programs/command_line.hpp"
+#include "programs/run_program.hpp"
+
+namespace {
+
+void run(const std::vector<std::string>& arguments) {
+  const std::string directory = arguments.empty() ? "models/tiny-shakespeare-v3" : arguments[0];
   const mla::DecoderModel model = mla::DecoderModel::load(directory);  // maps the files
   const mla::Tokenizer tokenizer(directory);
 
@@ -24,11 +29,17 @@ int main(int argc, char** argv) try {
     std::cout << text.push(token) << std::flush;
     return true;  // go on
   };
-  const auto prompt = tokenizer.encode(argc > 2 ? argv[2] : "ROMEO:");
+  const auto prompt = tokenizer.encode(arguments.size() > 1 ? arguments[1] : "ROMEO:");
   const auto result = mla::generate(model, state, prompt, sampler, context, options);
   std::cout << text.finish() << "\n(" << result.generated_tokens << " tokens)" << std::endl;
-  return std::cout ? 0 : 1;
-} catch (const std::exception& error) {
-  std::cerr << "mla-embed-decoder: " << error.what() << std::endl;
-  return 1;
+  if (!std::cout) mla::throw_runtime("cannot write to standard output");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const auto parse = [](const auto& words) { return mla::programs::plain_arguments(words, 2); };
+  return mla::programs::run_program("mla-embed-decoder",
+                                    "usage: mla-embed-decoder [MODEL_DIR [PROMPT]]\n", argc, argv,
+                                    parse, run);
 }

@@ -20,8 +20,8 @@
 
 #include "programs/command_line.hpp"
 #include "programs/files.hpp"
-#include "programs/interrupt.hpp"
 #include "programs/model_options.hpp"
+#include "programs/processors.hpp"
 #include "programs/progress.hpp"
 #include "programs/run_program.hpp"
 #include "programs/token_ids.hpp"
@@ -32,31 +32,30 @@ using mla::Index;
 using mla::TokenId;
 
 constexpr const char* kName = "mla-generate";
-constexpr const char* kUsage =
-    "usage: mla-generate MODEL_DIR --prompt TEXT | --prompt-file FILE | --prompt-ids 1,2,3\n"
-    "  --prompt-file FILE      the text in FILE, - for standard input\n"
-    "  --prompt-ids IDS        token ids as they are: no BOS is added\n"
-    "  --max-tokens N          at most N new tokens (128)\n"
-    "  --temperature T         0: always the most likely token. Default 0, but 1 with one of "
-    "these:\n"
-    "  --top-k N               only the N most likely tokens (0: all)\n"
-    "  --top-p P               only the fewest most likely tokens that reach P together (1)\n"
-    "  --min-p P               only tokens at least P times as likely as the best (0)\n"
-    "  --repetition-penalty R  above 1: tokens of the text so far are less likely (1)\n"
-    "  --seed N                another sample (0); the same seed gives the same text\n"
-    "  --speculative           draft by multi-token prediction; greedy text stays the same\n"
-    "  --threads N             (1)\n"
-    "  --mode MODE             absorbed, decompressed or automatic attention (automatic)\n"
-    "  --cache TYPE            elements of the latent cache: f32, bf16 or f16 (f32)\n"
-    "  --isa ISA               kernels: scalar, avx2, avx512, neon, avx512_bf16, amx, neon_bf16\n"
-    "                          (the best of this machine that computes in float32)\n"
-    "  --ids                   print token ids, one a line, in place of text\n"
-    "  --stats                 print speed, cache size and accepted drafts to standard error\n"
-    "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
+std::string usage() {
+  return "usage: mla-generate MODEL_DIR --prompt TEXT | --prompt-file FILE | --prompt-ids 1,2,3\n"
+         "  --prompt-file FILE      the text in FILE, - for standard input\n"
+         "  --prompt-ids IDS        token ids as they are: no BOS is added\n"
+         "  --max-tokens N          at most N new tokens (128)\n"
+         "  --temperature T         0: always the most likely token. Default 0, but 1 with one of "
+         "these:\n"
+         "  --top-k N               only the N most likely tokens (0: all)\n"
+         "  --top-p P               only the fewest most likely tokens that reach P together (1)\n"
+         "  --min-p P               only tokens at least P times as likely as the best (0)\n"
+         "  --repetition-penalty R  above 1: tokens of the text so far are less likely (1)\n"
+         "  --seed N                another sample (0); the same seed gives the same text\n"
+         "  --speculative           draft by multi-token prediction; greedy text stays the same\n" +
+         mla::programs::model_usage() +
+         "  --ids                   print token ids, one a line, in place of text\n"
+         "  --stats                 print speed, cache size and accepted drafts to standard error\n"
+         "  --version               print the version, and nothing else\n"
+         "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
+}
 
 struct Options {
   mla::programs::ModelOptions model;
-  std::optional<std::string> prompt, prompt_file, prompt_ids;
+  std::optional<std::string> prompt, prompt_file;
+  std::optional<std::vector<TokenId>> prompt_ids;
   Index max_tokens = 128;
   mla::SamplerOptions sampler;
   bool speculative = false, ids = false, stats = false;
@@ -66,7 +65,7 @@ mla::SamplerOptions parse_sampler(const mla::programs::CommandLine& line) {
   const bool samples = line.has("--top-k") || line.has("--top-p") || line.has("--min-p");
   mla::SamplerOptions options;
   options.temperature = line.number("--temperature", samples ? 1.0 : 0.0);
-  options.top_k = line.number("--top-k", options.top_k);
+  options.top_k = line.number("--top-k", options.top_k, Index{0});
   options.top_p = line.number("--top-p", options.top_p);
   options.min_p = line.number("--min-p", options.min_p);
   options.repetition_penalty = line.number("--repetition-penalty", options.repetition_penalty);
@@ -86,14 +85,15 @@ Options parse(const std::vector<std::string>& words) {
   options.model = mla::programs::parse_model_options(line, line.rest()[0]);
   options.prompt = line.text("--prompt");
   options.prompt_file = line.text("--prompt-file");
-  options.prompt_ids = line.text("--prompt-ids");
+  if (const auto ids = line.text("--prompt-ids")) {
+    options.prompt_ids = mla::programs::parse_token_ids(*ids, "--prompt-ids");
+    mla::require(!options.prompt_ids->empty(), "--prompt-ids has no ids");
+  }
   const int prompts =
       options.prompt.has_value() + options.prompt_file.has_value() + options.prompt_ids.has_value();
   mla::require(prompts == 1, "one of --prompt, --prompt-file and --prompt-ids is needed, got ",
                prompts);
-  options.max_tokens = line.number("--max-tokens", options.max_tokens);
-  mla::require(options.max_tokens >= 0, "--max-tokens must not be negative, got ",
-               options.max_tokens);
+  options.max_tokens = line.number("--max-tokens", options.max_tokens, Index{0});
   options.sampler = parse_sampler(line);
   options.speculative = line.has("--speculative");
   options.ids = line.has("--ids");
@@ -125,8 +125,7 @@ class Writer {
 };
 
 std::vector<TokenId> read_prompt(const Options& options, const mla::Tokenizer* tokenizer) {
-  if (options.prompt_ids)
-    return mla::programs::parse_token_ids(*options.prompt_ids, "--prompt-ids");
+  if (options.prompt_ids) return *options.prompt_ids;
   if (options.prompt) return tokenizer->encode(*options.prompt);
   const std::string text = mla::programs::read_file(*options.prompt_file);
   try {
@@ -186,17 +185,16 @@ void generate(const Options& options, const mla::DecoderModel& model,
   generation.max_tokens = options.max_tokens;
   generation.speculative = options.speculative;
   generation.prefill_mode = generation.decode_mode = options.model.mode;
-  generation.chunk_tokens = 64;  // often enough to see progress, and to notice Ctrl-C
+  generation.chunk_tokens = 64;  // often enough to see progress
   generation.on_prefill = [&](Index done, Index all) {
     done < all ? progress.show(done, all) : progress.erase();
-    return !mla::programs::interrupted();
+    return true;
   };
   generation.on_token = [&](TokenId token) {
     writer.push(token);
-    return !mla::programs::interrupted();
+    return true;
   };
   const auto result = mla::generate(model, state, prompt, sampler, machine.context(), generation);
-  mla::programs::throw_if_interrupted();
   writer.finish();
   if (result.stop == mla::StopReason::context_full)
     mla::programs::complain(
@@ -207,13 +205,16 @@ void generate(const Options& options, const mla::DecoderModel& model,
   if (options.stats) print_stats(result, state, model.config().attention);
 }
 
-void run(const Options& options) {
+void run(Options options) {
   const mla::DecoderModel model = mla::programs::load_model(options.model);
+  if (options.model.threads == 0)
+    options.model.threads = mla::programs::default_threads(model.hidden_size());
   std::optional<mla::Tokenizer> tokenizer;
   if (!options.prompt_ids || !options.ids)
     tokenizer = mla::programs::load_tokenizer(options.model.directory, model.config());
   const auto prompt = read_prompt(options, tokenizer ? &*tokenizer : nullptr);
   check_prompt(prompt, model.config());
+  mla::programs::complain(kName, describe(options.model));
   Writer writer(options.ids ? nullptr : &*tokenizer);
   generate(options, model, prompt, writer);
 }
@@ -221,5 +222,5 @@ void run(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  return mla::programs::run_program(kName, kUsage, argc, argv, parse, run);
+  return mla::programs::run_program(kName, usage(), argc, argv, parse, run);
 }

@@ -20,8 +20,8 @@
 
 #include "programs/command_line.hpp"
 #include "programs/files.hpp"
-#include "programs/interrupt.hpp"
 #include "programs/model_options.hpp"
+#include "programs/processors.hpp"
 #include "programs/progress.hpp"
 #include "programs/run_program.hpp"
 #include "programs/token_ids.hpp"
@@ -33,39 +33,36 @@ using mla::RowMajorMatrix;
 using mla::TokenId;
 
 constexpr const char* kName = "mla-perplexity";
-constexpr const char* kUsage =
-    "usage: mla-perplexity MODEL_DIR FILE | --ids-from IDS\n"
-    "  FILE            a text, - for standard input; read as one string, without BOS\n"
-    "  --ids-from IDS  token ids in place of a text: a file of numbers, or an I32 tensor written "
-    "as\n"
-    "                  goldens.safetensors:validation.input_ids\n"
-    "  --tokens N      only the first N tokens; of these, as of all, whole windows only\n"
-    "  --window N      tokens of a window (256, or the model's context where that is shorter)\n"
-    "  --threads N     (1)\n"
-    "  --mode MODE     absorbed, decompressed or automatic attention (automatic)\n"
-    "  --cache TYPE    elements of the latent cache: f32, bf16 or f16 (f32)\n"
-    "  --isa ISA       kernels: scalar, avx2, avx512, neon, avx512_bf16, amx, neon_bf16 (the\n"
-    "                  best of this machine that computes in float32)\n"
-    "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
+std::string usage() {
+  return "usage: mla-perplexity MODEL_DIR FILE | --ids-from IDS\n"
+         "  FILE                    a text, - for standard input; read as one string, without BOS\n"
+         "  --ids-from IDS          token ids in place of a text: a file of numbers, or a tensor\n"
+         "                          (I32, I64) as goldens.safetensors:validation.input_ids\n"
+         "  --tokens N              only the first N tokens, and of them whole windows\n"
+         "  --window N              tokens per window (256, or the model's context if shorter)\n" +
+         mla::programs::model_usage() +
+         "  --version               print the version, and nothing else\n"
+         "Exit status: 0 done, 1 failed, 2 wrong usage, 130 interrupted.\n";
+}
 
 struct Options {
   mla::programs::ModelOptions model;
-  std::optional<std::string> file, ids_from;
+  std::optional<std::string> file;
+  std::optional<mla::programs::TokenIdSource> ids_from;
   std::optional<Index> tokens, window;
 };
 
 std::optional<Index> positive(const mla::programs::CommandLine& line, const char* name) {
   if (!line.has(name)) return std::nullopt;
-  const Index value = line.number(name, Index{0});
-  mla::require(value > 0, name, " must be positive, got ", value);
-  return value;
+  return line.number(name, Index{0}, Index{1});
 }
 
 Options parse(const std::vector<std::string>& words) {
   const auto names = mla::programs::with_model_options({"--ids-from", "--tokens", "--window"});
   const mla::programs::CommandLine line(words, names, {});
   Options options;
-  options.ids_from = line.text("--ids-from");
+  if (const auto source = line.text("--ids-from"))
+    options.ids_from = mla::programs::parse_token_id_source(*source);
   const std::size_t wanted = options.ids_from ? 1 : 2;
   mla::require(line.rest().size() == wanted, "MODEL_DIR and either FILE or --ids-from are needed");
   options.model = mla::programs::parse_model_options(line, line.rest()[0]);
@@ -158,15 +155,16 @@ double score_all(const Options& options, const mla::DecoderModel& model, const T
     sum += scorer.score(
         std::span(text.tokens)
             .subspan(static_cast<std::size_t>(w * window), static_cast<std::size_t>(window)));
-    mla::programs::throw_if_interrupted();
     progress.show((w + 1) * window, windows * window);
   }
   return sum;
 }
 
 void check(const Text& text, const mla::ModelConfig& config, Index window) {
-  mla::require(window <= config.max_position_embeddings, "--window ", window,
-               " is longer than the context of the model, ", config.max_position_embeddings);
+  mla::programs::check_usage([&] {
+    mla::require(window <= config.max_position_embeddings, "--window ", window,
+                 " is longer than the context of the model, ", config.max_position_embeddings);
+  });
   mla::require(std::ssize(text.tokens) >= window, "the text has ", text.tokens.size(),
                " tokens, fewer than a window of ", window);
   for (const TokenId token : text.tokens)
@@ -174,27 +172,31 @@ void check(const Text& text, const mla::ModelConfig& config, Index window) {
                  " of the text is not in the vocabulary of ", config.vocab_size);
 }
 
-void run(const Options& options) {
+void run(Options options) {
   const mla::DecoderModel model = mla::programs::load_model(options.model);
+  if (options.model.threads == 0)
+    options.model.threads = mla::programs::default_threads(model.hidden_size());
   const Text text = read_text(options, model.config());
   const Index window =
       options.window.value_or(std::min<Index>(256, model.max_position_embeddings()));
   check(text, model.config(), window);
   const Index windows = std::ssize(text.tokens) / window;
+  mla::programs::complain(kName, describe(options.model));
   const auto start = std::chrono::steady_clock::now();
   const double sum = score_all(options, model, text, window, windows);
   const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
   const double tokens = static_cast<double>(windows * window), loss = sum / tokens;
   std::array<char, 160> line{};
   std::snprintf(line.data(), line.size(),
-                "%.6f nats a token, perplexity %.4f, %td tokens in %td windows of %td, "
+                "%.6f nats a token, perplexity %.4f, %td token%s in %td window%s of %td, "
                 "%.0f tokens/s\n",
-                loss, std::exp(loss), windows * window, windows, window, tokens / time.count());
+                loss, std::exp(loss), windows * window, windows * window == 1 ? "" : "s", windows,
+                windows == 1 ? "" : "s", window, tokens / time.count());
   mla::programs::write_output(line.data());
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return mla::programs::run_program(kName, kUsage, argc, argv, parse, run);
+  return mla::programs::run_program(kName, usage(), argc, argv, parse, run);
 }

@@ -8,15 +8,18 @@
 #include <exception>
 #include <filesystem>
 #include <new>
-#include <optional>
 #include <ostream>
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "case_file.hpp"
 #include "model_case.hpp"
+#include "programs/isa_names.hpp"
+#include "programs/printable.hpp"
+#include "programs/run_program.hpp"
 #include "run_case.hpp"
 
 #include "mla/core/cache_format.hpp"
@@ -26,20 +29,25 @@
 
 namespace mla::conformance {
 
-inline constexpr const char* kUsage =
-    "usage: mla-conformance PATH... [--isa ISA] [--mode absorbed|decompressed]\n"
-    "                       [--weights f32|bf16] [--cache f32|bf16|f16]\n"
-    "                       [--tolerance 1e-3]\n"
-    "PATH is a case file, a directory of them (*.safetensors), or the directory of a model with a\n"
-    "goldens.safetensors; --tolerance is for models, --weights is not. See docs/conformance.md.\n"
-    "Exit status: 0 all cases pass, 1 some fail, 2 wrong usage or a file that cannot be used.\n";
+inline std::string usage() {
+  return "usage: mla-conformance PATH... [--isa ISA] [--mode absorbed|decompressed]\n"
+         "                       [--weights f32|bf16] [--cache f32|bf16|f16]\n"
+         "                       [--tolerance 1e-3]\n"
+         "PATH is a case file, a directory of them (*.safetensors), or the directory of a model\n"
+         "with a goldens.safetensors; --tolerance is for models, --weights is not. ISA is one of\n"
+         "  " +
+         programs::isa_names() +
+         "\n"
+         "See docs/conformance.md. --version prints the version, and nothing else.\n"
+         "Exit status: 0 all cases pass, 1 some fail, 2 wrong usage or a file that cannot be\n"
+         "used, 130 interrupted.\n";
+}
 
 namespace detail {
 
 struct Arguments {
   Options options;
   std::vector<std::string> paths;
-  bool help = false;
 };
 
 inline WeightFormat read_weights(const std::string& name) {
@@ -52,13 +60,6 @@ inline CacheFormat read_cache(const std::string& name) {
   for (const auto format : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16})
     if (name == name_of(format)) return format;
   throw_invalid("--cache must be f32, bf16 or f16, got ", name);
-}
-
-inline const simd::Kernels* read_isa(const std::string& name) {
-  const std::optional<simd::Isa> isa = simd::isa_from_name(name);
-  require(isa.has_value(), "--isa ", name, " is not known");
-  require(simd::is_supported(*isa), "--isa ", name, " is not supported by this machine");
-  return &simd::kernels_for(*isa);
 }
 
 inline Mode read_mode(const std::string& name) {
@@ -81,10 +82,6 @@ inline Arguments read_arguments(std::span<const std::string> words) {
   Arguments arguments;
   for (std::size_t i = 0; i < words.size(); ++i) {
     const std::string& word = words[i];
-    if (word == "--help" || word == "-h") {
-      arguments.help = true;
-      return arguments;
-    }
     if (!word.starts_with("-")) {
       arguments.paths.push_back(word);
       continue;
@@ -94,13 +91,13 @@ inline Arguments read_arguments(std::span<const std::string> words) {
     require(known, "unknown option ", word);
     require(i + 1 < words.size(), word, " needs a value");
     const std::string& value = words[++i];
-    if (word == "--isa") arguments.options.kernels = read_isa(value);
+    if (word == "--isa") arguments.options.kernels = programs::parse_isa(value);
     if (word == "--mode") arguments.options.modes = {read_mode(value)};
     if (word == "--weights") arguments.options.weights = read_weights(value);
     if (word == "--cache") arguments.options.cache = read_cache(value);
     if (word == "--tolerance") arguments.options.model_tolerance = read_tolerance(value);
   }
-  require(!arguments.paths.empty(), "no case file or directory given (--help for usage)");
+  require(!arguments.paths.empty(), "no case file or directory given");
   return arguments;
 }
 
@@ -121,6 +118,10 @@ struct Tally {
   int unusable = 0;
 };
 
+inline void complain(std::ostream& err, std::string_view message) {
+  err << "mla-conformance: " << programs::printable(message) << std::endl;
+}
+
 // Calls `action`; an exception becomes one line on `err` that begins with `path`.
 template <class Action>
 void attempt(const std::string& path, Tally& tally, std::ostream& err, const Action& action) {
@@ -134,7 +135,7 @@ void attempt(const std::string& path, Tally& tally, std::ostream& err, const Act
     what = error.what();
   }
   ++tally.unusable;
-  err << "mla-conformance: " << (what.starts_with(path) ? "" : path + ": ") << what << std::endl;
+  complain(err, (what.starts_with(path) ? "" : path + ": ") + what);
 }
 
 inline void print(const Report& report, Tally& tally, std::ostream& out) {
@@ -150,7 +151,7 @@ inline void run_file(const std::filesystem::path& path, const Options& options, 
 
 inline void run_directory_of_model(const std::string& path, const Options& options, Tally& tally,
                                    std::ostream& out) {
-  out << "# " << path << ", weights as they are" << std::endl;
+  out << "# " << programs::printable(path) << ", weights as they are" << std::endl;
   const auto unread =
       run_model(path, options, [&](const Report& report) { print(report, tally, out); });
   if (unread.empty()) return;
@@ -164,17 +165,19 @@ inline void run_directory_of_model(const std::string& path, const Options& optio
 /// The program: `words` are its arguments, the result its exit status.
 inline int run_command_line(std::span<const std::string> words, std::ostream& out,
                             std::ostream& err) {
+  if (const auto text = programs::information(words, "mla-conformance", usage())) {
+    out << *text << std::flush;
+    return 0;
+  }
   detail::Arguments arguments;
   try {
     arguments = detail::read_arguments(words);
   } catch (const std::invalid_argument& error) {
-    err << "mla-conformance: " << error.what() << std::endl;
+    detail::complain(err, std::string(error.what()) + " (--help for usage)");
     return 2;
   }
-  if (arguments.help) {
-    out << kUsage;
-    return 0;
-  }
+  if (const auto complaint = programs::complaint_of_isa_variable(); !complaint.empty())
+    detail::complain(err, complaint);
 
   const Options& options = arguments.options;
   out << "# " << simd::name_of(options.kernels->isa) << ", " << name_of(options.weights)

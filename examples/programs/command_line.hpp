@@ -3,12 +3,14 @@
 
 #include <algorithm>
 #include <charconv>
+#include <limits>
 #include <map>
 #include <optional>
 #include <span>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -16,14 +18,20 @@
 
 namespace mla::programs {
 
-/// All of `text` as a number of type T. Throws std::invalid_argument, with `what` in the message.
+/// All of `text` as a number of type T, from `least` on. Throws std::invalid_argument, with `what`
+/// in the message.
 template <class T>
-T parse_number(std::string_view text, std::string_view what) {
+T parse_number(std::string_view text, std::string_view what,
+               T least = std::numeric_limits<T>::lowest()) {
   T value{};
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool valid = error == std::errc() && end == text.data() + text.size() && !(value < least);
+  if (text.size() > 40) text = text.substr(0, 40);  // enough to find it by
   require(error != std::errc::result_out_of_range, what, " is out of range: ", text);
-  require(error == std::errc() && end == text.data() + text.size(), what,
-          " must be a number, got \"", text, "\"");
+  const char* kind = std::is_integral_v<T> ? "whole number" : "number";
+  if (least > std::numeric_limits<T>::lowest() || std::is_unsigned_v<T>)
+    require(valid, what, " must be a ", kind, " from ", least, " on, got \"", text, "\"");
+  require(valid, what, " must be a ", kind, ", got \"", text, "\"");
   return value;
 }
 
@@ -67,11 +75,11 @@ class CommandLine {
     return found == values_.end() ? std::nullopt : std::optional(found->second);
   }
 
-  /// The number after option `name`, `otherwise` where it is not given.
+  /// The number after option `name`, from `least` on; `otherwise` where it is not given.
   template <class T>
-  T number(std::string_view name, T otherwise) const {
+  T number(std::string_view name, T otherwise, T least = std::numeric_limits<T>::lowest()) const {
     const auto found = values_.find(name);
-    return found == values_.end() ? otherwise : parse_number<T>(found->second, name);
+    return found == values_.end() ? otherwise : parse_number<T>(found->second, name, least);
   }
 
  private:
@@ -82,6 +90,15 @@ class CommandLine {
   std::map<std::string, std::string, std::less<>> values_;
   std::vector<std::string> rest_;
 };
+
+/// The arguments of a program without options, at most so many of them.
+inline std::vector<std::string> plain_arguments(std::span<const std::string> words,
+                                                std::size_t most) {
+  std::vector<std::string> rest = CommandLine(words, {}, {}).rest();
+  require(rest.size() <= most, "at most ", most, most == 1 ? " argument is" : " arguments are",
+          " taken, got ", rest.size());
+  return rest;
+}
 
 }  // namespace mla::programs
 

@@ -6,11 +6,10 @@
 
 #include <array>
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 #include <string>
 #include <string_view>
-
-#include "interrupt.hpp"
 
 #include "mla/core/error.hpp"
 
@@ -26,13 +25,11 @@ inline std::string read_file(const std::string& path) {
     }
   };
   const Descriptor file{path == "-" ? STDIN_FILENO : ::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
-  throw_if_interrupted();
   if (file.number < 0) throw_runtime(path, ": cannot open: ", std::strerror(errno));
   std::string text;
   std::array<char, 1 << 16> buffer;
   for (;;) {
     const ssize_t bytes = ::read(file.number, buffer.data(), buffer.size());
-    throw_if_interrupted();
     if (bytes == 0) return text;
     if (bytes > 0)
       text.append(buffer.data(), static_cast<std::size_t>(bytes));
@@ -50,15 +47,13 @@ inline void write_output(std::string_view text) {
       text.remove_prefix(static_cast<std::size_t>(bytes));
     else if (errno != EINTR)
       throw_runtime("cannot write to standard output: ", std::strerror(errno));
-    else
-      throw_if_interrupted();
   }
 }
 
-/// The end of output, which a file system over a network may report a full disk at. Throws as
-/// write_output.
+/// The end of output: writes what printf() still holds. A file system over a network may report a
+/// full disk only here. Throws as write_output.
 inline void close_output() {
-  if (::close(STDOUT_FILENO) != 0 && errno != EBADF && errno != EINTR)
+  if (std::fflush(stdout) != 0 || (::close(STDOUT_FILENO) != 0 && errno != EBADF && errno != EINTR))
     throw_runtime("cannot write to standard output: ", std::strerror(errno));
 }
 

@@ -2,33 +2,32 @@
 #define MLA_EXAMPLES_PROGRAMS_INTERRUPT_HPP_
 
 #include <signal.h>
+#include <unistd.h>
 
-#include <exception>
+#include <string>
 
 namespace mla::programs {
 
-/// Ctrl-C, once it has been noticed.
-struct Interrupted : std::exception {
-  const char* what() const noexcept override { return "interrupted"; }
-};
+/// Exit status after Ctrl-C.
+inline constexpr int kInterrupted = 128 + SIGINT;
 
-namespace detail {
-inline volatile sig_atomic_t was_interrupted = 0;
-}
-
-/// The first Ctrl-C is noticed by interrupted(), a second one ends the program at once. System
-/// calls that wait return early, so that the first is noticed there, too.
-inline void catch_interrupts() noexcept {
+/// From here on Ctrl-C ends the program, wherever it is, with one line on standard error. Nothing
+/// is lost: output is written without a buffer, and the programs write no files.
+inline void end_at_interrupt(const char* program) {
+  static std::string message;
+  // On a terminal, in the place of a line of progress.
+  message =
+      std::string(::isatty(STDERR_FILENO) == 1 ? "\r\033[K" : "") + program + ": interrupted\n";
+  static const char* text = nullptr;  // a handler may only read what needs no initialisation
+  static std::size_t bytes = 0;
+  text = message.data();
+  bytes = message.size();
   struct sigaction action = {};
-  action.sa_handler = [](int) { detail::was_interrupted = 1; };
-  action.sa_flags = static_cast<int>(SA_RESETHAND);
+  action.sa_handler = [](int) {
+    [[maybe_unused]] const auto written = ::write(STDERR_FILENO, text, bytes);
+    ::_exit(kInterrupted);
+  };
   ::sigaction(SIGINT, &action, nullptr);
-}
-
-inline bool interrupted() noexcept { return detail::was_interrupted != 0; }
-
-inline void throw_if_interrupted() {
-  if (interrupted()) throw Interrupted();
 }
 
 }  // namespace mla::programs

@@ -4,13 +4,13 @@
 #include <array>
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "command_line.hpp"
-#include "interrupt.hpp"
+#include "isa_names.hpp"
+#include "processors.hpp"
 #include "progress.hpp"
 
 #include "mla/attention/cost_model.hpp"
@@ -26,17 +26,30 @@
 
 namespace mla::programs {
 
-/// What all programs that run a model can be told of how to run it.
+/// How to run a model, in all programs that run one. The default is all cores unless the model is
+/// small, bfloat16 arithmetic where the machine has units for it, and a 16-bit cache.
 struct ModelOptions {
   std::string directory;
-  int threads = 1;
+  int threads = 0;  ///< 0: as many as are worth it, which default_threads() says
   Mode mode = Mode::automatic;
-  CacheFormat cache = CacheFormat::float32;
-  const simd::Kernels* kernels = &simd::kernels();
+  const simd::Kernels* kernels = nullptr;
+  CacheFormat cache = CacheFormat::float16;
 
-  static constexpr std::array<std::string_view, 4> kNames = {"--threads", "--mode", "--cache",
-                                                             "--isa"};
+  static constexpr std::array<std::string_view, 5> kNames = {"--threads", "--mode", "--cache",
+                                                             "--isa", "--precision"};
 };
+
+/// Their lines of the usage texts.
+inline std::string model_usage() {
+  return "  --threads N             default: all cores; for small models 1\n"
+         "  --precision PRECISION   fast: bfloat16 arithmetic where this machine has units for "
+         "it,\n"
+         "                          a cache of 16 bits (default). exact: both in float32\n"
+         "  --mode MODE             absorbed, decompressed or automatic attention (automatic)\n"
+         "  --cache TYPE            elements of the latent cache: f32, bf16 or f16\n"
+         "  --isa ISA               kernels: " +
+         isa_names() + "\n";
+}
 
 inline Mode parse_mode(const std::string& name) {
   if (name == "absorbed") return Mode::absorbed;
@@ -51,11 +64,12 @@ inline CacheFormat parse_cache(const std::string& name) {
   throw_invalid("--cache must be f32, bf16 or f16, got ", name);
 }
 
-inline const simd::Kernels* parse_isa(const std::string& name) {
-  const std::optional<simd::Isa> isa = simd::isa_from_name(name);
-  require(isa.has_value(), "--isa ", name, " is not known");
-  require(simd::is_supported(*isa), "--isa ", name, " is not supported by this machine");
-  return &simd::kernels_for(*isa);
+/// The cache that goes with kernels. Those that multiply in bfloat16 take a cache of bfloat16 as it
+/// is, and round what it is multiplied by anyway; for others float16 is as fast and more precise.
+inline CacheFormat fast_cache(const simd::Kernels& kernels) {
+  return kernels.of(CacheFormat::bfloat16).arithmetic == Arithmetic::float32
+             ? CacheFormat::float16
+             : CacheFormat::bfloat16;
 }
 
 /// Throws std::invalid_argument for wrong usage.
@@ -63,13 +77,32 @@ inline ModelOptions parse_model_options(const CommandLine& line, const std::stri
   constexpr int kMaxThreads = 1024;
   ModelOptions options;
   options.directory = directory;
-  options.threads = line.number("--threads", options.threads);
-  require(options.threads >= 1 && options.threads <= kMaxThreads, "--threads must be from 1 to ",
-          kMaxThreads, ", got ", options.threads);
+  options.threads = line.number("--threads", options.threads, 1);
+  require(options.threads <= kMaxThreads, "--threads must be at most ", kMaxThreads, ", got ",
+          options.threads);
   if (const auto name = line.text("--mode")) options.mode = parse_mode(*name);
-  if (const auto name = line.text("--cache")) options.cache = parse_cache(*name);
+  const std::string precision = line.text("--precision").value_or("fast");
+  const bool exact = precision == "exact";
+  require(exact || precision == "fast", "--precision must be fast or exact, got ", precision);
+  options.kernels = &simd::kernels(exact ? Arithmetic::float32 : Arithmetic::bfloat16);
   if (const auto name = line.text("--isa")) options.kernels = parse_isa(*name);
+  options.cache = exact ? CacheFormat::float32 : fast_cache(*options.kernels);
+  if (const auto name = line.text("--cache")) options.cache = parse_cache(*name);
   return options;
+}
+
+/// "2 threads, amx, bfloat16 arithmetic, bf16 cache"
+inline std::string describe(const ModelOptions& options) {
+  const Arithmetic arithmetic = options.kernels->of(WeightFormat::bfloat16).arithmetic;
+  std::string text = std::to_string(options.threads);
+  text += options.threads == 1 ? " thread, " : " threads, ";
+  text += simd::name_of(options.kernels->isa);
+  text += ", ";
+  text += name_of(arithmetic);
+  text += " arithmetic, ";
+  text += name_of(options.cache);
+  text += " cache";
+  return text;
 }
 
 /// `kNames` of ModelOptions and `own`, for CommandLine.
@@ -81,13 +114,8 @@ inline std::vector<std::string_view> with_model_options(std::vector<std::string_
 inline DecoderModel load_model(const ModelOptions& options) {
   if (!std::filesystem::is_directory(options.directory))
     throw_runtime(options.directory, ": not a directory with a model");
-  const auto loaded = [&] {
-    const ProgressClock progress("loading " + options.directory);
-    return DecoderModel::load(options.directory);
-  };
-  DecoderModel model = loaded();
-  throw_if_interrupted();
-  return model;
+  const ProgressClock progress("loading " + options.directory);
+  return DecoderModel::load(options.directory);
 }
 
 /// The tokenizer in a model's directory. Throws std::runtime_error when it is not the model's. A

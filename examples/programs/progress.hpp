@@ -8,8 +8,11 @@
 #include <cstdio>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
+
+#include "printable.hpp"
 
 #include "mla/core/tensor.hpp"
 
@@ -22,7 +25,8 @@ inline bool on_terminal() noexcept { return ::isatty(STDERR_FILENO) == 1; }
 /// appears when the work takes longer than a moment, and is erased at the end.
 class ProgressBar {
  public:
-  explicit ProgressBar(std::string what) : what_(std::move(what)), next_(Clock::now() + kPause) {}
+  explicit ProgressBar(std::string_view what)
+      : what_(printable(what)), next_(Clock::now() + kPause) {}
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
   ~ProgressBar() { erase(); }
@@ -55,8 +59,8 @@ class ProgressBar {
 /// As ProgressBar, for work that does not say how far it is: `what  3 s`, from a thread of its own.
 class ProgressClock {
  public:
-  explicit ProgressClock(std::string what) {
-    if (on_terminal()) thread_ = std::thread([this, what = std::move(what)] { tick(what); });
+  explicit ProgressClock(std::string_view what) {
+    if (on_terminal()) thread_ = std::thread([this, what = printable(what)] { tick(what); });
   }
   ProgressClock(const ProgressClock&) = delete;
   ProgressClock& operator=(const ProgressClock&) = delete;

@@ -20,10 +20,24 @@ same() { # what, file, file
   cmp "$2" "$3" || fail "$1"
 }
 
-# Runs a program; stdout and stderr go into files.
+# float32, whose text the goldens have.
+exact="--precision exact --threads 1"
+
+# Runs a program; stdout and stderr go into files, and the line that says how it computes into
+# another.
 call() {
   "$@" > "$work/out" 2> "$work/err"
+  result=$?
+  separate
+  return $result
 }
+
+separate() {
+  grep -E "$announcement" "$work/err" > "$work/announced"
+  grep -vE "$announcement" "$work/err" > "$work/rest"
+  mv "$work/rest" "$work/err"
+}
+announcement='^mla-[a-z]*: [0-9]+ threads?, [a-z0-9_]+, b?float[0-9]+ arithmetic, b?float[0-9]+ cache$'
 
 passes() { # what, program, arguments
   what=$1
@@ -86,18 +100,21 @@ for prompt in short medium long; do
   [ "$(wc -l < "$work/expected")" -eq 64 ] || fail "cannot read $prompt.greedy"
   ids=$(integers $prompt.input_ids | paste -sd, -)
   text=$(string $prompt text)
-  for how in "" --speculative "--mode absorbed" "--mode decompressed --speculative" "--threads 3" \
-    "--isa scalar"; do
+  for how in "--threads 1" "--threads 1 --speculative" "--threads 1 --mode absorbed" \
+    "--mode decompressed --speculative" "--threads 3" "--threads 1 --isa scalar"; do
     # shellcheck disable=SC2086
-    passes "$prompt $how" "$generate" "$model" --prompt-ids "$ids" --max-tokens 64 --ids $how
+    passes "$prompt $how" "$generate" "$model" --prompt-ids "$ids" --max-tokens 64 --ids \
+      --precision exact $how
     same "$prompt $how: ids" "$work/expected" "$work/out"
   done
   string $prompt continuation > "$work/expected"
-  passes "$prompt text" "$generate" "$model" --prompt "$text" --max-tokens 64
+  # shellcheck disable=SC2086
+  passes "$prompt text" "$generate" "$model" --prompt "$text" --max-tokens 64 $exact
   same "$prompt: text" "$work/expected" "$work/out"
 done
 printf '%s' "$text" > "$work/prompt"
-passes "prompt file" "$generate" "$model" --prompt-file "$work/prompt" --max-tokens=64
+# shellcheck disable=SC2086
+passes "prompt file" "$generate" "$model" --prompt-file "$work/prompt" --max-tokens=64 $exact
 same "prompt file" "$work/expected" "$work/out"
 passes "fp8" "$generate" "$fp8" --prompt "ROMEO:" --max-tokens 20 --cache bf16
 [ -s "$work/out" ] || fail "the fp8 copy writes nothing"
@@ -107,7 +124,7 @@ sample() { # seed, options
   seed=$1
   shift
   passes "seed $seed" "$generate" "$model" --prompt "ROMEO:" --temperature 0.8 --top-p 0.95 \
-    --top-k 50 --min-p 0.01 --repetition-penalty 1.1 --max-tokens 60 --seed "$seed" "$@"
+    --top-k 50 --min-p 0.01 --repetition-penalty 1.1 --max-tokens 60 --seed "$seed" --threads 1 "$@"
 }
 for how in "" --speculative; do
   # shellcheck disable=SC2086
@@ -119,7 +136,8 @@ for how in "" --speculative; do
 done
 
 # What it says beside the text.
-passes "full context" "$generate" "$model" --prompt "ROMEO:" --max-tokens 1000 --ids
+# shellcheck disable=SC2086
+passes "full context" "$generate" "$model" --prompt "ROMEO:" --max-tokens 1000 --ids $exact
 one_line "full context" "context of 256 tokens is full"
 passes "stats" "$generate" "$model" --prompt "ROMEO:" --max-tokens 30 --speculative --stats
 for line in "^prefill .*tokens/s" "^decode .*tokens/s" "^cache .*MLA.*MHA" "^drafts .*accepted"; do
@@ -128,7 +146,8 @@ done
 eos=$(integers short.greedy | sed -n 5p)
 integers short.greedy | sed "/^$eos\$/,\$d" > "$work/expected"
 edit eos generation_config.json "s/\"eos_token_id\": 1/\"eos_token_id\": $eos/"
-passes "end of text" "$generate" "$work/eos" --prompt "$(string short text)" --ids
+# shellcheck disable=SC2086
+passes "end of text" "$generate" "$work/eos" --prompt "$(string short text)" --ids $exact
 same "end of text" "$work/expected" "$work/out"
 [ ! -s "$work/err" ] || fail "end of text: $(cat "$work/err")"
 
@@ -165,22 +184,106 @@ refuses "not UTF-8" 1 "latin: text is not UTF-8 at byte 2" "$generate" "$model" 
 refuses "no file" 1 "nothing: cannot open" "$generate" "$model" --prompt-file "$work/nothing"
 refuses "directory" 1 "cannot read" "$generate" "$model" --prompt-file "$work"
 refuses "token" 1 "token 1024 " "$generate" "$model" --prompt-ids 0,1024
-refuses "no ids" 1 "prompt is empty" "$generate" "$model" --prompt-ids ""
-refuses "ids" 1 "--prompt-ids" "$generate" "$model" --prompt-ids 0,x
-refuses "two prompts" 2 "got 2" "$generate" "$model" --prompt x --prompt-ids 1
-refuses "no prompt" 2 "got 0" "$generate" "$model"
-refuses "no model" 2 "MODEL_DIR" "$generate" --prompt x
-refuses "temperature" 2 "temperature" "$generate" "$model" --prompt x --temperature -1
-refuses "number" 2 "--max-tokens" "$generate" "$model" --prompt x --max-tokens 12y
-refuses "option" 2 "--bogus" "$generate" "$model" --prompt x --bogus
-refuses "value" 2 "--seed needs a value" "$generate" "$model" --prompt x --seed
-passes "help" "$generate" --help
+misused() { # what, text, arguments of mla-generate
+  what=$1 text=$2
+  shift 2
+  refuses "$what" 2 "$text" "$generate" "$@"
+  grep -qF "(--help for usage)" "$work/err" || fail "$what: no hint in $(cat "$work/err")"
+}
+misused "no ids" "--prompt-ids has no ids" "$model" --prompt-ids ""
+misused "ids" '--prompt-ids must be a whole number from 0 on, got "x"' "$model" --prompt-ids 0,x
+misused "large ids" "--prompt-ids is out of range" "$model" --prompt-ids 1,999999999999999999999
+misused "two prompts" "got 2" "$model" --prompt x --prompt-ids 1
+misused "no prompt" "got 0" "$model"
+misused "no model" "MODEL_DIR" --prompt x
+misused "temperature" "temperature" "$model" --prompt x --temperature -1
+misused "number" "--temperature must be a number, got" "$model" --prompt x --temperature 1y
+for value in 12y 1e3 2.5 -1; do
+  misused "whole number $value" "--max-tokens must be a whole number from 0 on, got \"$value\"" \
+    "$model" --prompt x --max-tokens=$value
+done
+misused "seed" '--seed must be a whole number from 0 on, got "-1"' "$model" --prompt x --seed=-1
+misused "threads" '--threads must be a whole number from 1 on, got "0"' "$model" --prompt x --threads 0
+misused "option" "--bogus" "$model" --prompt x --bogus
+misused "value" "--seed needs a value" "$model" --prompt x --seed
+misused "kernels" "one of scalar, avx2, avx512, avx512_bf16, amx, neon, neon_bf16; got foo" \
+  "$model" --prompt x --isa foo
+
+# Nothing that a terminal would obey: in an argument, in a path, in a file.
+escape=$(printf 'a\033[31m\302\233\377b')
+silent() { # what
+  LC_ALL=C tr -d '\n\040-\176' < "$work/err" > "$work/bytes"
+  [ ! -s "$work/bytes" ] || fail "$1: wrote $(od -An -tx1 "$work/bytes")"
+}
+misused "escapes in an option" '--a\x1b[31m\xc2\x9b\xffb' "$model" "--$escape"
+silent "escapes in an option"
+refuses "escapes in a path" 1 '/a\x1b[31m\xc2\x9b\xffb: not a' "$generate" "/$escape" --prompt x
+silent "escapes in a path"
+printf '%s' "$escape" > "$work/escapes"
+refuses "escapes in a file" 1 'a token id must be a whole number from 0 on, got "a\x1b[31m' \
+  "$perplexity" "$model" --ids-from "$work/escapes"
+silent "escapes in a file"
+
+# How it computes: fast without a word, on one thread for so small a model, and what is asked for.
+computes() { # expected, options
+  expected=$1
+  shift
+  passes "$*" "$generate" "$model" --prompt x --max-tokens 1 "$@"
+  grep -qxE "mla-generate: $expected" "$work/announced" ||
+    fail "$*: not $expected but $(cat "$work/announced")"
+  [ "$(wc -l < "$work/announced")" -eq 1 ] || fail "$*: said $(cat "$work/announced")"
+}
+case $(grep -m 1 -E '^(flags|Features)' /proc/cpuinfo 2> "$work/grep") in
+  *bf16*) fast="bfloat16 arithmetic, bf16 cache" ;;
+  *) fast="float32 arithmetic, f16 cache" ;;
+esac
+computes "1 thread, [a-z0-9_]+, $fast"
+computes "1 thread, [a-z0-9_]+, $fast" --precision fast
+computes "1 thread, [a-z0-9_]+, float32 arithmetic, f32 cache" --precision exact
+computes "1 thread, scalar, float32 arithmetic, f16 cache" --isa scalar --threads 1
+computes "3 threads, scalar, float32 arithmetic, bf16 cache" --isa scalar --threads 3 --cache bf16
+computes "2 threads, scalar, float32 arithmetic, f16 cache" --precision exact --isa scalar \
+  --threads 2 --cache f16
+MLA_ISA=scalar
+export MLA_ISA
+computes "1 thread, scalar, float32 arithmetic, f16 cache"
+unset MLA_ISA
+misused "precision" "--precision must be fast or exact, got half" "$model" --prompt x \
+  --precision half
+for threads in 1 3; do
+  passes "fast text" "$generate" "$model" --prompt ROMEO: --threads $threads --ids
+  mv "$work/out" "$work/threads$threads"
+done
+same "fast text of 1 thread and of 3" "$work/threads1" "$work/threads3"
+
+# What programs say of themselves, and of MLA_ISA.
+version=$("$generate" --version) || fail "--version of mla-generate"
+for name in mla-generate mla-perplexity mla-conformance mla-demo mla-attention-layer \
+  mla-embed-decoder; do
+  program=$(dirname "$generate")/$name
+  passes "$name --help" "$program" --help
+  grep -q "^usage: $name" "$work/out" || fail "$name --help: $(cat "$work/out")"
+  passes "$name --version" "$program" --version
+  echo "$name ${version#* }" | cmp -s - "$work/out" || fail "$name --version: $(cat "$work/out")"
+  refuses "$name --bogus" 2 "unknown option --bogus (--help for usage)" "$program" --bogus
+done
+for isa in scalar foo AVX2 neon_bf16; do
+  passes "MLA_ISA=$isa" env MLA_ISA=$isa "$generate" "$model" --prompt x --max-tokens 1
+  if [ $isa = scalar ]; then
+    [ ! -s "$work/err" ] || fail "MLA_ISA=$isa: $(cat "$work/err")"
+  elif [ $isa != neon_bf16 ]; then
+    one_line "MLA_ISA=$isa" "MLA_ISA=$isa changes nothing: known are scalar, avx2"
+  elif [ "$(uname -m)" = x86_64 ]; then
+    one_line "MLA_ISA=$isa" "MLA_ISA=$isa is not supported by this machine"
+  fi
+done
 
 # Output that cannot be written, and Ctrl-C while it waits for the prompt.
 if [ -c /dev/full ]; then
   for how in "" --ids; do
     # shellcheck disable=SC2086
     "$generate" "$model" --prompt x $how > /dev/full 2> "$work/err" && fail "full disk: status 0"
+    separate
     one_line "full disk" "No space left on device"
   done
 fi
@@ -194,6 +297,14 @@ kill "$writer"
 [ "$status" -eq 130 ] || fail "Ctrl-C: exit status $status"
 one_line "Ctrl-C" "interrupted"
 
+# Ctrl-C while it reads a long text, which would go on for seconds and end as a failure.
+yes "To be, or not to be, that is the question:" | head -c 100000000 > "$work/tragedy"
+timeout --preserve-status -s INT 1 "$generate" "$model" --prompt-file "$work/tragedy" \
+  > "$work/out" 2> "$work/err"
+status=$?
+rm "$work/tragedy"
+[ "$status" -eq 130 ] || fail "Ctrl-C in the prompt: exit status $status"
+one_line "Ctrl-C in the prompt" "interrupted"
 
 # A prompt of 2,000 tokens, for which this copy declares room.
 edit long config.json "s/\"max_position_embeddings\": 256/\"max_position_embeddings\": 8192/"
@@ -203,6 +314,7 @@ ids=$(awk 'BEGIN { printf "0"; for (i = 1; i < 2000; ++i) printf ",%d", i * 37 %
 timeout --preserve-status -s INT 2 "$generate" "$work/long" --prompt-ids 0,5 --max-tokens 8000 --ids \
   > "$work/out" 2> "$work/err"
 status=$?
+separate
 [ "$status" -eq 130 ] || fail "Ctrl-C in the text: exit status $status"
 one_line "Ctrl-C in the text" "interrupted"
 
@@ -211,7 +323,7 @@ kilobytes() { wc -c < "$1" | awk '{ print int($1 / 1000) }'; }
 if [ -r /proc/self/status ] && ! grep -q __asan_init "$generate"; then
   for how in "" --speculative "--mode decompressed"; do
     # shellcheck disable=SC2086
-    "$generate" "$work/long" --prompt-ids "$ids" --max-tokens 100 --ids --stats $how \
+    "$generate" "$work/long" --prompt-ids "$ids" --max-tokens 100 --ids --stats $exact $how \
       > "$work/out" 2> "$work/err" &
     peak=0
     while now=$(sed -n 's/^VmHWM:[[:space:]]*\([0-9]*\) kB/\1/p' "/proc/$!/status" 2> "$work/sed") &&
@@ -227,30 +339,55 @@ if [ -r /proc/self/status ] && ! grep -q __asan_init "$generate"; then
 fi
 
 # On a terminal it shows how far it has read, and erases that; elsewhere it does not.
-passes "long prompt" "$generate" "$work/long" --prompt-ids "$ids" --max-tokens 2 --ids
+passes "long prompt" "$generate" "$work/long" --prompt-ids "$ids" --max-tokens 2 --ids --threads 1
 [ ! -s "$work/err" ] || fail "progress without a terminal: $(cat "$work/err")"
 if command -v script > "$work/which" && script --version 2>&1 | grep -q util-linux; then
-  script -qec "$generate $work/long --prompt-ids $ids,$ids --max-tokens 2 --ids" /dev/null \
+  script -qec "$generate $work/long --prompt-ids $ids,$ids --max-tokens 2 --ids $exact" /dev/null \
     < /dev/null > "$work/terminal"
   grep -q "reading the prompt  \[#*\.*\]  [0-9]* / 4000" "$work/terminal" ||
     fail "no progress on a terminal: $(od -c "$work/terminal" | head)"
   esc=$(printf '\033')
   grep -q "$esc\[K" "$work/terminal" || fail "progress is not erased"
-  script -qec "$perplexity $work/long --ids-from $model/goldens.safetensors:validation.input_ids" \
+  validation=$model/goldens.safetensors:validation.input_ids
+  script -qec "$perplexity $work/long --ids-from $validation $exact" \
     /dev/null < /dev/null > "$work/terminal"
   grep -q "scoring  \[#*\.*\]  [0-9]* / 8192" "$work/terminal" ||
     fail "perplexity shows no progress on a terminal"
 fi
 
-# Perplexity: what the goldens state, to their last digit.
-passes "perplexity" "$perplexity" "$model" \
-  --ids-from "$model/goldens.safetensors:validation.input_ids"
+# Perplexity: what the goldens state, to their last digit; by default nearly so.
+validation=$model/goldens.safetensors:validation.input_ids
+# shellcheck disable=SC2086
+passes "perplexity" "$perplexity" "$model" --ids-from "$validation" $exact
 grep -q "^3\.2750[34][0-9]* nats a token.* 8192 tokens in 32 windows" "$work/out" ||
   fail "perplexity: $(cat "$work/out")"
+passes "perplexity by default" "$perplexity" "$model" --ids-from "$validation"
+grep -q "^3\.27[45][0-9]* nats a token.* 8192 tokens in 32 windows" "$work/out" ||
+  fail "perplexity by default: $(cat "$work/out")"
 passes "perplexity of few" "$perplexity" "$model" "$work/numbers" --tokens 300 --threads 2
-grep -q " 256 tokens in 1 windows of 256" "$work/out" || fail "--tokens: $(cat "$work/out")"
+grep -q " 256 tokens in 1 window of 256" "$work/out" || fail "--tokens: $(cat "$work/out")"
 refuses "short text" 1 "fewer than a window" "$perplexity" "$model" "$work/prompt"
 refuses "no text" 2 "FILE" "$perplexity" "$model"
+refuses "long window" 2 "--window 257 is longer" "$perplexity" "$model" "$work/numbers" --window 257
+refuses "no tensor" 2 "goldens.safetensors:NAME (--help for usage)" \
+  "$perplexity" "$model" --ids-from "$model/goldens.safetensors"
+refuses "tensor of floats" 1 "short.logits has dtype F32, expected I32 or I64" \
+  "$perplexity" "$model" --ids-from "$model/goldens.safetensors:short.logits"
+
+# The same ids as text and as a tensor of 64 bits.
+header='{"ids":{"dtype":"I64","shape":[256],"data_offsets":[0,2048]}}   '
+{
+  # shellcheck disable=SC2059  # the format is the length, of 64 bytes
+  printf "\\$(printf %o ${#header})\\0\\0\\0\\0\\0\\0\\0%s" "$header"
+  # shellcheck disable=SC2059
+  for id in $(seq 0 255); do printf "\\$(printf %o "$id")\\0\\0\\0\\0\\0\\0\\0"; done
+} > "$work/ids.safetensors"
+seq 0 255 > "$work/ids"
+passes "ids in a file" "$perplexity" "$model" --ids-from "$work/ids"
+sed 's/, [^,]*$//' "$work/out" > "$work/expected"
+passes "ids of 64 bits" "$perplexity" "$model" --ids-from "$work/ids.safetensors:ids"
+sed 's/, [^,]*$//' "$work/out" > "$work/actual"
+same "ids of 64 bits" "$work/expected" "$work/actual"
 
 # Conformance of whole models; goldens that are wrong, and that are not for this model.
 passes "conformance" "$conformance" "$model" "$fp8"

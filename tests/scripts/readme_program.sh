@@ -9,4 +9,4 @@ awk '/^```cpp/ { inside = 1; block = ""; next }
      inside    { block = block $0 "\n" }
      END       { if (found) printf "%s", block; else exit 1 }' "$here/../../README.md" \
   > "$3/readme.cpp" || { echo "README.md has no \`\`\`cpp block with int main"; exit 1; }
-exec sh "$here/pkg_config_program.sh" "$1" "$2" "$3/readme" "$3/readme.cpp"
+exec sh "$here/pkg_config_program.sh" "$1" "$2" mla "$3/readme" "$3/readme.cpp"

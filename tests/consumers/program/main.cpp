@@ -1,5 +1,7 @@
 #include <cstdio>
 #include <mla/mla.hpp>
+#include <mla/version.hpp>
+#include <string_view>
 #ifdef CONSUMER_USES_IO
 #include <mla/io/safetensors.hpp>
 #endif
@@ -8,6 +10,15 @@
 #endif
 #ifdef _OPENMP
 #include <omp.h>
+#endif
+
+#ifdef CONSUMER_VERSION
+static_assert(std::string_view(MLA_VERSION) == CONSUMER_VERSION, "the package's is another one");
+#endif
+#ifdef CONSUMER_IS_COMPILED
+#if CONSUMER_IS_COMPILED != defined(MLA_COMPILED)
+#error "the flags of one mode came with the library of the other"
+#endif
 #endif
 
 mla::Index cache_row_width_in_second_file();

@@ -1,0 +1,14 @@
+#!/bin/sh
+# The programs of an installed tree are in its bin, and tell its version.
+#   installed_programs.sh <prefix> <version>
+prefix=$1 version=$2
+failures=0
+for program in mla-generate mla-perplexity mla-conformance; do
+  expected="$program $version"
+  actual=$("$prefix/bin/$program" --version)
+  [ "$actual" = "$expected" ] || {
+    echo "FAIL $program --version: \"$actual\", expected \"$expected\""
+    failures=$((failures + 1))
+  }
+done
+[ "$failures" -eq 0 ]
