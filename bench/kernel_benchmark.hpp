@@ -47,9 +47,9 @@ class Meter {
  public:
   Meter(benchmark::State& state, Context& context) : state_(state), context_(context) {}
 
-  // `flops` and `bytes` of one call of work().
+  /// `flops` and `bytes` of one call of work(). Returns the median of its seconds.
   template <class Work>
-  void run(double flops, double bytes, const Work& work) {
+  double run(double flops, double bytes, const Work& work) {
     const Index workers = context_.executor().concurrency();
     work();  // grows the workspace
     for (auto _ : state_) {
@@ -70,6 +70,7 @@ class Meter {
       report("B/s", bytes / time);
       report("of_bandwidth", bytes / time / median(bandwidth_));
     }
+    return time;
   }
 
  private:
