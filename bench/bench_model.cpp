@@ -31,6 +31,12 @@ namespace {
 constexpr Index kHistory = 64;  // tokens of each text before the first step
 constexpr Index kPrompt = 512;
 
+WeightFormat weight_format_of(const benchmark::State& state) {
+  return static_cast<WeightFormat>(state.range(1));
+}
+
+double bytes_of(WeightFormat format) { return info_of(format).bits / 8.0; }
+
 ModelConfig model_config(bool experts) {
   ModelConfig config;
   config.model_type = "deepseek_v2";
@@ -53,8 +59,8 @@ ModelConfig model_config(bool experts) {
 /// A decoder and the memory of its weights: at least `megabytes` of them in bfloat16.
 class RandomModel {
  public:
-  RandomModel(bool experts, DType dtype, double megabytes)
-      : config_(model_config(experts)), dtype_(dtype) {
+  RandomModel(bool experts, WeightFormat format, double megabytes)
+      : config_(model_config(experts)), format_(format) {
     weights_.embed_tokens = matrix(config_.vocab_size, config_.hidden_size());
     weights_.lm_head = matrix(config_.vocab_size, config_.hidden_size());
     weights_.norm = ones(config_.hidden_size());
@@ -65,7 +71,7 @@ class RandomModel {
   }
 
   const DecoderModel& decoder() const { return *model_; }
-  double megabytes() const { return 1e-6 * elements_ * double(bytes_of(dtype_)); }
+  double megabytes() const { return 1e-6 * elements_ * bytes_of(format_); }
 
   /// Elements of the matrices that `tokens` tokens of one call are multiplied by: each expert that
   /// one of them takes counts once, where all experts are equally likely.
@@ -101,7 +107,7 @@ class RandomModel {
   }
   WeightView matrix(Index rows, Index cols) {
     const float scale = std::sqrt(3.0f / float(cols));
-    if (dtype_ == DType::bfloat16)
+    if (format_ == WeightFormat::bfloat16)
       return tensor(rows, cols, random_values<bfloat16>(rows * cols, scale));
     return tensor(rows, cols, random_values<float>(rows * cols, scale));
   }
@@ -140,7 +146,7 @@ class RandomModel {
   }
 
   ModelConfig config_;
-  DType dtype_;
+  WeightFormat format_;
   double elements_ = 0.0;
   std::vector<std::shared_ptr<void>> memory_;
   DecoderWeights weights_;
@@ -150,93 +156,84 @@ class RandomModel {
 double megabytes = 400.0;
 
 /// The last one stays for the next row, if that needs the same.
-const RandomModel& random_model(bool experts, DType dtype) {
+const RandomModel& random_model(bool experts, WeightFormat format) {
   static std::unique_ptr<RandomModel> model;
-  static std::pair made = {false, DType::float32};
-  if (!model || made != std::pair(experts, dtype)) {
+  static std::pair made = {false, WeightFormat::float32};
+  if (!model || made != std::pair(experts, format)) {
     model.reset();
-    model = std::make_unique<RandomModel>(experts, dtype, megabytes);
-    made = {experts, dtype};
+    model = std::make_unique<RandomModel>(experts, format, megabytes);
+    made = {experts, format};
   }
   return *model;
 }
 
-TokenId some_token(Index i, const DecoderModel& model) {
-  return static_cast<TokenId>((i * 7919 + 17) % model.vocab_size());
-}
-
-std::vector<TokenId> some_tokens(Index count, const DecoderModel& model) {
+std::vector<TokenId> some_tokens(Index count, const DecoderModel& model, Index first = 0) {
   std::vector<TokenId> tokens;
-  for (Index i = 0; i < count; ++i) tokens.push_back(some_token(i, model));
+  for (Index i = first; i < first + count; ++i)
+    tokens.push_back(static_cast<TokenId>((i * 7919 + 17) % model.vocab_size()));
   return tokens;
 }
 
 /// Texts with a history, each of which can go on by a token.
-template <class T>
 class Texts {
  public:
-  Texts(const DecoderModel& model, Index texts, Context& context)
+  Texts(const DecoderModel& model, CacheFormat format, Index texts, Context& context)
       : model_(model), context_(context), logits_(texts, model.vocab_size()) {
     const std::vector<TokenId> history = some_tokens(kHistory, model);
     for (Index i = 0; i < texts; ++i) {
-      DecoderState<T>& state = states_.emplace_back(model.config());
+      DecoderState& state = states_.emplace_back(model.config(), format);
       model.forward(history, state, logits_.topRows(1), context);
     }
   }
 
-  // One after the other: DecoderModel::forward takes one text per call.
+  // All in one call.
   void step() {
-    for (Index i = 0; i < std::ssize(states_); ++i) {
-      const TokenId token = some_token(steps_ + i, model_);
-      model_.forward(std::span(&token, 1), states_[static_cast<std::size_t>(i)], logits_.row(i),
-                     context_);
-    }
-    ++steps_;
+    const std::vector<TokenId> tokens = some_tokens(std::ssize(states_), model_, steps_++);
+    std::vector<TextStep> steps;
+    for (std::size_t i = 0; i < states_.size(); ++i)
+      steps.push_back({.state = &states_[i], .tokens = std::span(tokens).subspan(i, 1)});
+    model_.forward(steps, logits_, context_);
   }
 
  private:
   const DecoderModel& model_;
   Context& context_;
   RowMajorMatrix logits_;  // [texts, vocab_size]
-  std::vector<DecoderState<T>> states_;
+  std::vector<DecoderState> states_;
   Index steps_ = 0;
 };
 
 void decode(benchmark::State& state) {
   const Index texts = state.range(4);
   Bench bench(state, static_cast<int>(state.range(3)));
-  with_type(state.range(1), [&](auto type) {
-    using T = decltype(type);
-    const RandomModel& model = random_model(state.range(2) != 0, kDTypeOf<T>);
-    Texts<T> batch(model.decoder(), texts, bench.context);
-    const double tokens = double(texts);
-    const double seconds = Meter(state, bench.context)
-                               .run(2.0 * tokens * model.elements_of(1.0),
-                                    sizeof(T) * model.elements_of(tokens), [&] { batch.step(); });
-    state.counters["tokens/s"] = tokens / seconds;
-    state.counters["model_MB"] = model.megabytes();
-  });
+  const WeightFormat format = weight_format_of(state);
+  const RandomModel& model = random_model(state.range(2) != 0, format);
+  Texts batch(model.decoder(), cache_format_of(state), texts, bench.context);
+  const double tokens = double(texts), bytes = bytes_of(format) * model.elements_of(tokens);
+  const double seconds =
+      Meter(state, bench.context).run(2.0 * tokens * model.elements_of(1.0), bytes, [&] {
+        batch.step();
+      });
+  state.counters["tokens/s"] = tokens / seconds;
+  state.counters["model_MB"] = model.megabytes();
 }
 
 void prompt(benchmark::State& state) {
   Bench bench(state, static_cast<int>(state.range(3)));
-  with_type(state.range(1), [&](auto type) {
-    using T = decltype(type);
-    const RandomModel& model = random_model(state.range(2) != 0, kDTypeOf<T>);
-    const DecoderModel& decoder = model.decoder();
-    const std::vector<TokenId> tokens = some_tokens(kPrompt, decoder);
-    DecoderState<T> caches(decoder.config());
-    RowMajorMatrix logits(1, decoder.vocab_size());
-    // The head makes logits of the last token only.
-    const double head = double(decoder.vocab_size() * decoder.hidden_size());
-    const double flops = 2.0 * (double(kPrompt) * (model.elements_of(1.0) - head) + head);
-    const double seconds = Meter(state, bench.context).run(flops, 0.0, [&] {
-      caches.clear();
-      decoder.forward(tokens, caches, logits, bench.context);
-    });
-    state.counters["tokens/s"] = double(kPrompt) / seconds;
-    state.counters["model_MB"] = model.megabytes();
+  const RandomModel& model = random_model(state.range(2) != 0, weight_format_of(state));
+  const DecoderModel& decoder = model.decoder();
+  const std::vector<TokenId> tokens = some_tokens(kPrompt, decoder);
+  DecoderState caches(decoder.config(), cache_format_of(state));
+  RowMajorMatrix logits(1, decoder.vocab_size());
+  // The head makes logits of the last token only.
+  const double head = double(decoder.vocab_size() * decoder.hidden_size());
+  const double flops = 2.0 * (double(kPrompt) * (model.elements_of(1.0) - head) + head);
+  const double seconds = Meter(state, bench.context).run(flops, 0.0, [&] {
+    caches.clear();
+    decoder.forward(tokens, caches, logits, bench.context);
   });
+  state.counters["tokens/s"] = double(kPrompt) / seconds;
+  state.counters["model_MB"] = model.megabytes();
 }
 
 void register_rows() {

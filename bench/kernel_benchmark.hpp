@@ -132,7 +132,7 @@ inline LatentCache filled_cache(const AttentionConfig& config, CacheFormat forma
 /// The best instruction set in float32, and the best with products of bfloat16 if there is one.
 inline std::vector<Index> isas() {
   std::vector<Index> all = {static_cast<Index>(simd::best_isa())};
-  const auto rounded = static_cast<Index>(simd::best_isa(simd::Arithmetic::bfloat16));
+  const auto rounded = static_cast<Index>(simd::best_isa(Arithmetic::bfloat16));
   if (rounded != all[0]) all.push_back(rounded);
   return all;
 }

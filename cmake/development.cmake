@@ -33,5 +33,5 @@ endif()
 option(MLA_WARNINGS_AS_ERRORS "Stop at compiler warnings" ${tested_compiler})
 
 # -Wconversion includes -Wsign-conversion in clang but not in g++: ask the same of both.
-add_compile_options(-Wall -Wextra -Wpedantic -Wconversion -Wno-sign-conversion
+add_compile_options(-Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wno-sign-conversion
                     $<$<BOOL:${MLA_WARNINGS_AS_ERRORS}>:-Werror>)

@@ -34,8 +34,8 @@ struct LayerResult {
 
 /// A layer, its input and what must come of it. The file must outlive it.
 struct AttentionCase {
-  AttentionCase(const AttentionConfig& config, Index sequences, Index tokens)
-      : config(config), sequences(sequences), tokens(tokens) {}
+  AttentionCase(const AttentionConfig& layer, Index sequence_count, Index token_count)
+      : config(layer), sequences(sequence_count), tokens(token_count) {}
 
   AttentionConfig config;
   std::string prefix;  ///< "", or "half_split." for the second layer of mla_rope_pair

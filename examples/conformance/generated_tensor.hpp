@@ -4,8 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstdlib>
-#include <ios>
 #include <nlohmann/json.hpp>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -93,6 +93,12 @@ inline GeneratedTensor read_generated_tensor(const nlohmann::json& entry,
   return tensor;
 }
 
+inline std::string hex_text(std::uint64_t number) {
+  std::ostringstream text;
+  text << "0x" << std::hex << number;
+  return text.str();
+}
+
 /// The elements, row-major. Throws std::runtime_error if they do not have the promised checksum.
 inline AlignedBuffer<bfloat16> generate(const GeneratedTensor& tensor, const std::string& origin) {
   std::size_t elements = 1;
@@ -106,8 +112,8 @@ inline AlignedBuffer<bfloat16> generate(const GeneratedTensor& tensor, const std
     checksum += values[i].bits * (2 * i + 1);
   }
   if (checksum != tensor.checksum)
-    throw_runtime(origin, ": generated tensor ", tensor.name, " has checksum 0x", std::hex,
-                  checksum, ", the file says 0x", tensor.checksum);
+    throw_runtime(origin, ": generated tensor ", tensor.name, " has checksum ", hex_text(checksum),
+                  ", the file says ", hex_text(tensor.checksum));
   return values;
 }
 

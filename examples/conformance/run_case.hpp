@@ -84,7 +84,7 @@ inline Expectation expectation(const AttentionCase& layer, const Options& option
   const bool rounded_weights = layer.weights->rounded();
   const bool rounded_cache = options.cache != CacheFormat::float32;
   const bool rounded_products =
-      simd::arithmetic_of(options.kernels->isa) == simd::Arithmetic::bfloat16 &&
+      simd::arithmetic_of(options.kernels->isa) == Arithmetic::bfloat16 &&
       (layer.weights->bfloat16_products() || options.cache == CacheFormat::bfloat16);
   if (!rounded_weights && !rounded_cache && !rounded_products) return result;
   const double logit = largest_logit(layer);

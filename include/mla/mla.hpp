@@ -6,6 +6,8 @@
 /// mla/baseline/ (MHA, GQA and MQA to compare with), mla/io/ and mla/model/ (checkpoints and whole
 /// decoders; need nlohmann/json), mla/text/ (tokenizers; needs PCRE2).
 
+#include "mla/attention/absorbed_attention.hpp"
+#include "mla/attention/decompressed_attention.hpp"
 #include "mla/attention/merge_attention.hpp"
 #include "mla/attention/multihead_latent_attention.hpp"
 #include "mla/core/config.hpp"

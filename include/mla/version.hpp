@@ -1,6 +1,8 @@
 #ifndef MLA_VERSION_HPP_
 #define MLA_VERSION_HPP_
 
+#include "mla/core/compiler.hpp"
+
 /// The version of the library. CMakeLists.txt reads it from here, and the CMake package and the
 /// pkg-config files state the same. Until 1.0 a new minor version may change the interface.
 #define MLA_VERSION_MAJOR 0

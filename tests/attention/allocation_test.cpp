@@ -4,6 +4,8 @@
 #include <new>
 #include <vector>
 
+#include "mla/attention/absorbed_attention.hpp"
+#include "mla/attention/decompressed_attention.hpp"
 #include "mla/attention/merge_attention.hpp"
 #include "support/cache_types.hpp"
 #include "support/counting_operator_new.hpp"

@@ -14,7 +14,7 @@ namespace {
 class ReferenceAgreement : public ::testing::TestWithParam<TestConfig> {};
 
 INSTANTIATE_TEST_SUITE_P(Config, ReferenceAgreement, ::testing::ValuesIn(test_configs()),
-                         [](const auto& info) { return info.param.name; });
+                         [](const auto& test) { return test.param.name; });
 
 TEST_P(ReferenceAgreement, AbsorbedAndDecompressedAreTheReference) {
   const TestConfig& param = GetParam();

@@ -42,8 +42,8 @@ inline std::vector<Index> positions_from(Index first, Index count) {
 /// Random weights and biases of a layer. Scores come out at a scale of 1, so that the softmax is
 /// neither flat nor a maximum.
 struct GroupedQueryLayer {
-  explicit GroupedQueryLayer(const GroupedQueryConfig& config, std::uint64_t seed = 1)
-      : config(config) {
+  explicit GroupedQueryLayer(const GroupedQueryConfig& layer_config, std::uint64_t seed = 1)
+      : config(layer_config) {
     Random random(seed);
     const auto scale = [](Index inputs) { return 2.0f / std::sqrt(static_cast<float>(inputs)); };
     const Index hidden = config.hidden_size;

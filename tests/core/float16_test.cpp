@@ -82,7 +82,7 @@ TYPED_TEST(SixteenBitFloat, EveryPatternHasTheValueOfItsFields) {
 }
 
 TYPED_TEST(SixteenBitFloat, TiesBetweenNeighboursGoToTheEvenOne) {
-  constexpr float kInfinity = std::numeric_limits<float>::infinity();
+  constexpr float kOverflow = std::numeric_limits<float>::infinity();
   for (std::uint16_t bits = 0; bits + 1 < Format<TypeParam>::kInfinity; ++bits) {
     const auto low = static_cast<float>(TypeParam::from_bits(bits));
     const auto high =
@@ -92,7 +92,7 @@ TYPED_TEST(SixteenBitFloat, TiesBetweenNeighboursGoToTheEvenOne) {
     ASSERT_EQ(TypeParam(middle).bits, even) << middle;
     ASSERT_EQ(TypeParam(-middle).bits, even | 0x8000) << -middle;
     ASSERT_EQ(TypeParam(std::nextafter(middle, 0.0f)).bits, bits) << middle;
-    ASSERT_EQ(TypeParam(std::nextafter(middle, kInfinity)).bits, bits + 1) << middle;
+    ASSERT_EQ(TypeParam(std::nextafter(middle, kOverflow)).bits, bits + 1) << middle;
   }
 }
 

@@ -213,7 +213,8 @@ TEST_F(CheckpointTest, RefusesFp8WithAScaleOfAnotherShapeOrType) {
 // A code times its scale may be anything that bfloat16 holds.
 TEST_F(CheckpointTest, Fp8IsNotDecodedToFloat16) {
   one_float("a", 1).write(directory_ / "x.safetensors");
-  EXPECT_THROW(Checkpoint(directory_ / "x.safetensors", WeightFormat::float16), std::invalid_argument);
+  EXPECT_THROW(Checkpoint(directory_ / "x.safetensors", WeightFormat::float16),
+               std::invalid_argument);
 }
 
 TEST_F(CheckpointTest, RefusesAPlaceWithoutACheckpoint) {

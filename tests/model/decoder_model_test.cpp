@@ -254,6 +254,30 @@ TEST_F(DecoderCall, RefusesWhatDoesNotFitAndLeavesTheStateAsItWas) {
   EXPECT_EQ(model.forward(std::span(tokens).first(180), state).rows(), 180) << "a full context";
 }
 
+TEST_F(DecoderCall, AFailureInABatchLeavesAllStatesAsTheyWere) {
+  const auto tokens = random_tokens(30, model.vocab_size(), 3);
+  DecoderState second(model.config());
+  int failures = 0;
+  for (bool failed = true; failed; ++failures) {
+    FailingExecutor executor(failures);
+    Context failing(executor);
+    RowMajorMatrix logits(2, 37);
+    const TextStep batch[] = {{&state, tokens, 1}, {&second, tokens, 1}};
+    try {
+      model.forward(batch, logits, failing, {.chunk_tokens = 12});
+      EXPECT_EQ(second.size(), 30);
+      state.truncate(20);
+      second.clear();
+    } catch (const std::runtime_error&) {
+    }
+    failed = executor.failed();
+    expect_unchanged();
+    for (Index layer = 0; layer < second.layers(); ++layer)
+      EXPECT_EQ(second.layer(layer).size(), 0);
+  }
+  EXPECT_GT(failures, 20) << "in every chunk and layer";
+}
+
 TEST_F(DecoderCall, PredictionRefusesWhatDoesNotFit) {
   const auto tokens = random_tokens(4, model.vocab_size(), 2);
   RowMajorMatrix hidden = RowMajorMatrix::Ones(4, 22), logits(4, 37);

@@ -256,7 +256,7 @@ TEST_F(LessonPrediction, RefusesWhatDoesNotFit) {
   const auto next = std::span<const TokenId>(tokens).first(9);
   EXPECT_TRUE(
       refuses([&] { modules[0].states(hidden.topRows(9), next, 0, caches[0], logits, context); },
-              {"hidden_size 48", "39"}));
+              {"[9, 48]", "[9, 39]"}));
   EXPECT_TRUE(refuses(
       [&] { modules[0].states(hidden.topRows(8), next.first(8), 0, caches[0], states, context); },
       {"8", "9"}));

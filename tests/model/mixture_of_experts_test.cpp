@@ -30,8 +30,8 @@ MixtureOfExpertsConfig small_experts() {
 
 /// Random weights of a mixture of experts, and their owner.
 struct RandomExperts {
-  explicit RandomExperts(const MixtureOfExpertsConfig& config, Index hidden_size = kHiddenSize)
-      : hidden_size(hidden_size), random(3) {
+  explicit RandomExperts(const MixtureOfExpertsConfig& config, Index hidden = kHiddenSize)
+      : hidden_size(hidden), random(3) {
     weights.router.gate = matrix(config.n_routed_experts, hidden_size);
     weights.router.e_score_correction_bias = matrix(1, config.n_routed_experts);
     for (Index e = 0; e < config.n_routed_experts; ++e)
@@ -197,22 +197,22 @@ class CountingExecutor final : public Executor {
 };
 
 TEST(MixtureOfExperts, AllExpertsOfATokenRunInTwoParallelRegions) {
-  constexpr Index kHidden = 200;
+  constexpr Index kWidth = 200;
   MixtureOfExpertsConfig config = small_experts();
   config.moe_intermediate_size = 150;
-  RandomExperts owner(config, kHidden);
-  const MixtureOfExperts experts(config, owner.weights, kHidden);
+  RandomExperts owner(config, kWidth);
+  const MixtureOfExperts experts(config, owner.weights, kWidth);
   for (const Index tokens : {1, 40}) {
-    const RowMajorMatrix x = random_matrix(tokens, kHidden, owner.random);
-    const MatrixView<const float> in(x.data(), tokens, kHidden);
-    RowMajorMatrix out(tokens, kHidden);
+    const RowMajorMatrix x = random_matrix(tokens, kWidth, owner.random);
+    const MatrixView<const float> in(x.data(), tokens, kWidth);
+    RowMajorMatrix out(tokens, kWidth);
     CountingExecutor executor;
     Context context(executor);  // float32: nothing is packed
     const Workspace::Scope scope(context.workspace());
     const ExpertChoice choice(config, tokens, context.workspace());
     experts.router().forward(in, choice, context);
     executor.regions = 0;
-    experts.forward(in, choice, {out.data(), tokens, kHidden}, context);
+    experts.forward(in, choice, {out.data(), tokens, kWidth}, context);
     EXPECT_EQ(executor.regions, tokens == 1 ? 2 : 3);  // the rows of 40 tokens are gathered before
   }
 }

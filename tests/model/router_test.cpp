@@ -26,13 +26,12 @@ MixtureOfExpertsConfig make_experts(Index experts, Index top, Index groups, Inde
 
 /// A router whose logits are the input itself: the gate is the identity.
 struct IdentityRouter {
-  IdentityRouter(const MixtureOfExpertsConfig& config, const std::vector<float>& bias)
+  IdentityRouter(const MixtureOfExpertsConfig& config, const std::vector<float>& biases)
       : identity(RowMajorMatrix::Identity(config.n_routed_experts, config.n_routed_experts)),
-        bias(bias) {
+        bias(biases) {
     RouterWeights weights;
     weights.gate = {identity.data(), config.n_routed_experts, config.n_routed_experts};
-    if (!bias.empty())
-      weights.e_score_correction_bias = {this->bias.data(), 1, config.n_routed_experts};
+    if (!bias.empty()) weights.e_score_correction_bias = {bias.data(), 1, config.n_routed_experts};
     router = Router(config, weights, config.n_routed_experts);
   }
 

@@ -162,7 +162,7 @@ TEST_P(SampledText, IsDistributedAsTheModelSays) {
   }
 }
 INSTANTIATE_TEST_SUITE_P(Drafts, SampledText, ::testing::Bool(),
-                         [](const auto& info) { return info.param ? "With" : "Without"; });
+                         [](const auto& drafts) { return drafts.param ? "With" : "Without"; });
 
 }  // namespace
 }  // namespace mla::test

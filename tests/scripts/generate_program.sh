@@ -37,7 +37,7 @@ separate() {
   grep -vE "$announcement" "$work/err" > "$work/rest"
   mv "$work/rest" "$work/err"
 }
-announcement='^mla-[a-z]*: [0-9]+ threads?, [a-z0-9_]+, b?float[0-9]+ arithmetic, b?float[0-9]+ cache$'
+announcement='^mla-[a-z]*: [0-9]+ threads?, [a-z0-9_]+, b?float[0-9]+ arithmetic, b?f[0-9]+ cache$'
 
 passes() { # what, program, arguments
   what=$1

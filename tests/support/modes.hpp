@@ -33,9 +33,9 @@ inline std::vector<IsaAndMode> every_isa_and_mode() {
 
 #define MLA_FOR_EVERY_ISA_AND_MODE(suite)                                                      \
   INSTANTIATE_TEST_SUITE_P(Isa, suite, ::testing::ValuesIn(::mla::test::every_isa_and_mode()), \
-                           [](const ::testing::TestParamInfo<::mla::test::IsaAndMode>& info) { \
-                             const bool absorbed = info.param.mode == ::mla::Mode::absorbed;   \
-                             return std::string(::mla::simd::name_of(info.param.isa)) +        \
+                           [](const ::testing::TestParamInfo<::mla::test::IsaAndMode>& form) { \
+                             const bool absorbed = form.param.mode == ::mla::Mode::absorbed;   \
+                             return std::string(::mla::simd::name_of(form.param.isa)) +        \
                                     (absorbed ? "_absorbed" : "_decompressed");                \
                            })
 

@@ -21,6 +21,7 @@ namespace mla {
 struct Sequence {
   LatentCache* cache = nullptr;
   Index tokens = 0;
+  Mode mode = Mode::automatic;  ///< automatic: what ForwardOptions say
 };
 
 /// Options of a forward pass.
@@ -50,6 +51,7 @@ class CallPlan {
     Index first_token;  ///< of the real tokens
     Index tokens;
     Index past;  ///< tokens in its caches before the call
+    Mode mode;
   };
 
   /// `batch` has the caches of one layer; those of other layers have as many tokens. Makes room in
@@ -57,8 +59,7 @@ class CallPlan {
   /// cannot grow; changes nothing that can be seen.
   CallPlan(const AttentionConfig& config, const RotaryEmbedding& rotary, Index tokens,
            std::span<const Sequence> batch, const ForwardOptions& options, Workspace& workspace)
-      : mode_(options.mode),
-        padded_tokens_(tokens),
+      : padded_tokens_(tokens),
         source_rows_(workspace.take<Index>(tokens)),
         positions_(workspace.take<Index>(tokens)),
         shares_(workspace.take<Share>(std::ssize(batch))),
@@ -70,7 +71,8 @@ class CallPlan {
       const Index before = tokens_;
       add_tokens(batch[s], s, first, options);
       first += batch[s].tokens;
-      shares_[s] = {before, tokens_ - before, batch[s].cache->size()};
+      shares_[s] = {before, tokens_ - before, batch[s].cache->size(),
+                    batch[s].mode == Mode::automatic ? options.mode : batch[s].mode};
     }
     const Index pairs = config.qk_rope_head_dim / 2;
     tables_ = {workspace.take_matrix<float>(tokens_, pairs),
@@ -89,8 +91,6 @@ class CallPlan {
   }
   /// cos and sin of the positions.
   const RotaryTables& rotary() const noexcept { return tables_; }
-  /// What was asked for, for all sequences.
-  Mode mode() const noexcept { return mode_; }
 
   /// The tokens of sequence s once they are the last ones of `cache`.
   CachedTokens cached(std::size_t s, const LatentCache& cache) const noexcept {
@@ -137,6 +137,7 @@ class CallPlan {
       require(batch[s].tokens >= 0 && batch[s].tokens <= PagedRows::kMaxRows, "sequence ", s,
               " has ", batch[s].tokens, " tokens");
       require_cache(config, *cache, s);
+      check_mode(batch[s].mode, options);
       for (std::size_t other = 0; other < s; ++other)
         require(batch[other].cache != cache, "sequences ", other, " and ", s,
                 " have the same cache");
@@ -144,9 +145,7 @@ class CallPlan {
     }
     require(total == padded_tokens_, "the sequences of the batch have ", total,
             " tokens together, x has ", padded_tokens_, " rows");
-    require(options.mode == Mode::automatic || options.mode == Mode::absorbed ||
-                options.mode == Mode::decompressed,
-            "mode ", static_cast<int>(options.mode), " does not exist");
+    check_mode(options.mode, options);
     const auto one_each = [&](const char* name, std::size_t size) {
       require(size == 0 || size == static_cast<std::size_t>(padded_tokens_), name, " must have ",
               padded_tokens_, " elements, one per token, got ", size);
@@ -154,7 +153,12 @@ class CallPlan {
     one_each("position_ids", options.position_ids.size());
     one_each("attention_mask", options.attention_mask.size());
     if (options.selected) check_selection(options.selected);
-    require(!options.selected || options.mode != Mode::decompressed,
+  }
+
+  static void check_mode(Mode mode, const ForwardOptions& options) {
+    require(mode == Mode::automatic || mode == Mode::absorbed || mode == Mode::decompressed,
+            "mode ", static_cast<int>(mode), " does not exist");
+    require(!options.selected || mode != Mode::decompressed,
             "mode decompressed does not take selected keys: each token would need keys and values "
             "of its own; absorbed does");
   }
@@ -199,7 +203,6 @@ class CallPlan {
     }
   }
 
-  Mode mode_;
   Index padded_tokens_;
   Index tokens_ = 0;
   Index* source_rows_;  // [tokens_] row of the call

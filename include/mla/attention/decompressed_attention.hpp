@@ -80,11 +80,11 @@ class DecompressedAttention {
 
   // Memory of one worker.
   struct Scratch {
-    MatrixView<float> made;  // [block, nope | rope | v] keys and values of one head
-    std::byte* encoded;      // the same as the kernels want them, unless that is float32
-    Index* visible;          // [tokens] keys of the block, and after it, that a token sees
-    float* linear;           // of decompress()
-    float* kernel;           // of attend_many()
+    MatrixView<float> made;        // [block, nope | rope | v] keys and values of one head
+    std::byte* encoded = nullptr;  // the same as the kernels want them, unless that is float32
+    Index* visible = nullptr;      // [tokens] keys of the block, and after it, that a token sees
+    float* linear = nullptr;       // of decompress()
+    float* kernel = nullptr;       // of attend_many()
   };
 
   // The kernels that compute with decompressed rows, and how these lie.

@@ -71,9 +71,8 @@ class LatentCache {
               const simd::Kernels& kernels = simd::kernels(),
               MatrixView<const float> index_keys = {}) {
     check_rows("cache rows", rows.rows, rows.cols, layout().width(), positions);
-    require(bool(index_keys_) == (index_keys.data != nullptr), "this cache has ",
-            index_keys_ ? "" : "no ", "index keys, got ", index_keys.data ? "some" : "none");
-    if (index_keys_)
+    check_index_keys(index_keys.data != nullptr, positions);
+    if (index_keys_ && index_keys.data)
       check_rows("index keys", index_keys.rows, index_keys.cols, index_keys_->layout().width(),
                  positions);
     const Index old = add_rows(positions);
@@ -86,9 +85,8 @@ class LatentCache {
   void append_stored(MatrixView<const std::byte> rows, std::span<const Index> positions,
                      MatrixView<const std::byte> index_keys = {}) {
     check_rows("stored cache rows", rows.rows, rows.cols, layout().bytes, positions);
-    require(bool(index_keys_) == (index_keys.data != nullptr), "this cache has ",
-            index_keys_ ? "" : "no ", "index keys, got ", index_keys.data ? "some" : "none");
-    if (index_keys_)
+    check_index_keys(index_keys.data != nullptr, positions);
+    if (index_keys_ && index_keys.data)
       check_rows("stored index keys", index_keys.rows, index_keys.cols, index_keys_->layout().bytes,
                  positions);
     const Index old = add_rows(positions);
@@ -141,6 +139,12 @@ class LatentCache {
     require(cols == width, what, " have ", width, " elements, got ", cols);
     require(rows == std::ssize(positions), "got ", rows, " rows but ", positions.size(),
             " positions");
+  }
+
+  // No tokens have no keys.
+  void check_index_keys(bool given, std::span<const Index> positions) const {
+    require(bool(index_keys_) == given || positions.empty(), "this cache has ",
+            index_keys_ ? "" : "no ", "index keys, got ", given ? "some" : "none");
   }
 
   // Makes rows for the positions, yet to be filled; returns the first of them.

@@ -3,9 +3,12 @@
 
 #include "mla/core/compiler.hpp"
 
+#include <concepts>
+#include <initializer_list>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 
 // Errors are found once, at the public boundary, and thrown with the field, the tensor and both
 // numbers in the message. std::invalid_argument: the caller passed something that does not fit.
@@ -15,26 +18,70 @@ namespace mla {
 
 namespace detail {
 
-template <class... Parts>
-std::string concatenate(const Parts&... parts) {
+/// A piece of a message. One function writes them all: a stream in each place that throws would be
+/// most of what a user's file compiles.
+class MessagePart {
+ public:
+  // NOLINTBEGIN(google-explicit-constructor)
+  MessagePart(std::string_view text) noexcept : kind_(Kind::text), text_(text) {}
+  MessagePart(const std::string& text) noexcept : MessagePart(std::string_view(text)) {}
+  MessagePart(const char* text) noexcept : MessagePart(std::string_view(text)) {}
+  MessagePart(char) = delete;  // a text of one character is "c"
+  template <std::signed_integral T>
+  MessagePart(T number) noexcept : kind_(Kind::integer), integer_(number) {}
+  template <std::unsigned_integral T>
+  MessagePart(T number) noexcept : kind_(Kind::natural), natural_(number) {}
+  template <std::floating_point T>
+  MessagePart(T number) noexcept : kind_(Kind::real), real_(static_cast<double>(number)) {}
+  // NOLINTEND(google-explicit-constructor)
+
+  void write(std::ostream& out) const {
+    switch (kind_) {
+      case Kind::text:
+        out << text_;
+        return;
+      case Kind::integer:
+        out << integer_;
+        return;
+      case Kind::natural:
+        out << natural_;
+        return;
+      case Kind::real:
+        out << real_;
+        return;
+    }
+  }
+
+ private:
+  enum class Kind { text, integer, natural, real };
+  Kind kind_;
+  union {
+    std::string_view text_;
+    long long integer_;
+    unsigned long long natural_;
+    double real_;
+  };
+};
+
+inline std::string message_of(std::initializer_list<MessagePart> parts) {
   std::ostringstream text;
   text.precision(9);
-  (text << ... << parts);
+  for (const MessagePart& part : parts) part.write(text);
   return text.str();
 }
 
 }  // namespace detail
 
-/// Throws std::invalid_argument with `parts` written one after the other.
+/// Throws std::invalid_argument with `parts`, texts and numbers, written one after the other.
 template <class... Parts>
-[[noreturn]] void throw_invalid(const Parts&... parts) {
-  throw std::invalid_argument(detail::concatenate(parts...));
+[[noreturn, gnu::noinline, gnu::cold]] void throw_invalid(const Parts&... parts) {
+  throw std::invalid_argument(detail::message_of({detail::MessagePart(parts)...}));
 }
 
-/// Throws std::runtime_error with `parts` written one after the other.
+/// Throws std::runtime_error likewise.
 template <class... Parts>
-[[noreturn]] void throw_runtime(const Parts&... parts) {
-  throw std::runtime_error(detail::concatenate(parts...));
+[[noreturn, gnu::noinline, gnu::cold]] void throw_runtime(const Parts&... parts) {
+  throw std::runtime_error(detail::message_of({detail::MessagePart(parts)...}));
 }
 
 /// Throws std::invalid_argument unless `condition` holds. The message is built only on failure.

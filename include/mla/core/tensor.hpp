@@ -60,7 +60,8 @@ struct MatrixView {
 inline MatrixView<const float> view_of(const Eigen::Ref<const RowMajorMatrix>& matrix) noexcept {
   return {matrix.data(), matrix.rows(), matrix.cols(), matrix.outerStride()};
 }
-inline MatrixView<float> mutable_view_of(Eigen::Ref<RowMajorMatrix> matrix) noexcept {
+template <class Matrix>
+MatrixView<float> mutable_view_of(Matrix& matrix) noexcept {
   return {matrix.data(), matrix.rows(), matrix.cols(), matrix.outerStride()};
 }
 

@@ -95,12 +95,14 @@ struct WeightView {
   }
 
   /// A view of a matrix's elements in place: rows may lie apart.
-  template <class T>
-  requires StorageElement<std::remove_const_t<T>> WeightView(
-      MatrixView<T> matrix)  // NOLINT(google-explicit-constructor)
+  template <StorageElement T>
+  WeightView(MatrixView<const T> matrix)  // NOLINT(google-explicit-constructor)
       : WeightView(matrix.data, matrix.rows, matrix.cols) {
     stride = matrix.stride;
   }
+  template <StorageElement T>
+  WeightView(MatrixView<T> matrix)  // NOLINT(google-explicit-constructor)
+      : WeightView(MatrixView<const T>(matrix)) {}
 
   /// An Eigen matrix, or a vector as one row, which must outlive the view.
   explicit WeightView(const RowMajorMatrix& matrix)

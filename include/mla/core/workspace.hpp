@@ -34,7 +34,8 @@ class Workspace {
   T* take(Index count) {
     static_assert(std::is_trivially_copyable_v<T> && alignof(T) <= kAlignment,
                   "Workspace hands out plain data only");
-    const std::size_t bytes = round_up(static_cast<std::size_t>(count) * sizeof(T));
+    constexpr std::size_t kBytes = sizeof(T);  // NOLINT(bugprone-sizeof-expression): or a pointer
+    const std::size_t bytes = round_up(static_cast<std::size_t>(count) * kBytes);
     while (block_ < blocks_.size() && blocks_[block_].size() - used_ < bytes) next_block();
     // As much again as there is: calls that grow little by little do not pile up small blocks.
     if (block_ == blocks_.size())

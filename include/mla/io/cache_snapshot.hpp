@@ -148,7 +148,7 @@ class SnapshotFile {
     std::size_t tensors = 1;
     for (std::size_t i = 0; i < caches.size(); ++i) {
       caches_.push_back(read_cache(i, *caches[i], typed));
-      tensors += caches[i]->index_keys() ? 3 : 2;
+      tensors += caches[i]->index_keys() ? 3U : 2U;
     }
     if (file_.tensors().size() != tensors)
       fail("has ", file_.tensors().size(), " tensors, expected ", tensors);

@@ -44,7 +44,8 @@ struct DecoderOptions {
 struct TextStep {
   DecoderState* state = nullptr;
   std::span<const TokenId> tokens = {};
-  Index wanted = 1;  ///< rows of the result: those of the last tokens, 0 to all
+  Index wanted = 1;             ///< rows of the result: those of the last tokens, 0 to all
+  Mode mode = Mode::automatic;  ///< automatic: what DecoderOptions say
 };
 
 /// A complete decoder: embedding, layers, norm, head, and the module for multi-token prediction
@@ -244,7 +245,7 @@ class DecoderModel {
     Index row = 0;
     for (std::size_t p = 0; p < pieces.size(); row += pieces[p++].tokens) {
       const Piece& piece = pieces[p];
-      sequences[p] = {&piece.step->state->layer(0), piece.tokens};
+      sequences[p] = {&piece.step->state->layer(0), piece.tokens, piece.step->mode};
       embedding_.forward(piece.step->tokens.subspan(static_cast<std::size_t>(piece.first),
                                                     static_cast<std::size_t>(piece.tokens)),
                          x.row_range(row, piece.tokens), context);

@@ -8,7 +8,8 @@
 
 #include "mla/attention/cost_model.hpp"
 #include "mla/core/tensor.hpp"
-#include "mla/model/model_config.hpp"
+#include "mla/core/token.hpp"
+#include "mla/model/decoder_state.hpp"
 
 // What goes into generate() and what comes out.
 
@@ -50,6 +51,15 @@ struct GenerationOptions {
   std::function<bool(TokenId)> on_token = nullptr;
   /// Called with the tokens of the prompt that are done, of all; false ends the call.
   std::function<bool(Index done, Index all)> on_prefill = nullptr;
+};
+
+/// One text of a call of generate(): its state, what to continue it by, and how to choose tokens.
+template <TokenSampler S>
+struct GenerationTask {
+  DecoderState* state = nullptr;
+  std::span<const TokenId> prompt = {};
+  S* sampler = nullptr;  ///< its own: a sampler keeps count of what it drew
+  GenerationOptions options = {};
 };
 
 /// Why a text ended.

@@ -57,6 +57,9 @@ class MixtureOfExperts {
   /// x [tokens, hidden_size] -> out [tokens, hidden_size], by a choice of router().
   void forward(MatrixView<const float> x, const ExpertChoice& choice, MatrixView<float> out,
                Context& context) const {
+    require_matrix("out", out, x.rows, x.cols);
+    require_matrix("experts of the choice", choice.experts, x.rows, config().num_experts_per_tok);
+    require_matrix("weights of the choice", choice.weights, x.rows, config().num_experts_per_tok);
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
     const Assignments assignments(choice, config().n_routed_experts, workspace);

@@ -73,6 +73,8 @@ class Router {
     const Workspace::Scope scope(workspace);
     const auto ranked = workspace.take_matrix<float>(x.rows, config_.n_routed_experts);
     const auto groups = workspace.take_matrix<float>(x.rows, config_.n_group);
+    require_matrix("experts of the choice", choice.experts, x.rows, config_.num_experts_per_tok);
+    require_matrix("weights of the choice", choice.weights, x.rows, config_.num_experts_per_tok);
     gate_.forward(x, choice.scores, context);
     context.executor().parallel_for(x.rows, [&](Index t, Index) {
       if (!to_scores(choice.scores.row(t)))

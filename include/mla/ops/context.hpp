@@ -2,6 +2,7 @@
 #define MLA_OPS_CONTEXT_HPP_
 
 #include "mla/core/default_executor.hpp"
+#include "mla/core/error.hpp"
 #include "mla/core/executor.hpp"
 #include "mla/core/workspace.hpp"
 #include "mla/simd/kernels.hpp"
@@ -14,16 +15,20 @@ namespace mla {
 class Context {
  public:
   /// Runs on the DefaultExecutor, with the best kernels of this machine.
-  Context(DefaultExecutor executor = {}) noexcept  // NOLINT(google-explicit-constructor)
+  Context(DefaultExecutor executor = {})  // NOLINT(google-explicit-constructor)
       : Context(executor.get()) {}
 
   /// `executor` must outlive the context. `Context(executor, simd::kernels(Arithmetic::bfloat16))`
   /// multiplies by weights and caches of bfloat16 with dot products of bfloat16 where the machine
   /// has them: several times as fast, and less exact (see simd::Arithmetic). Fewer instructions
   /// than the machine has, for comparison: `Context(executor, simd::kernels_for(simd::Isa::avx2))`.
-  explicit Context(Executor& executor, const simd::Kernels& kernels = simd::kernels()) noexcept
-      : executor_(&executor), kernels_(&kernels) {}
-  explicit Context(const simd::Kernels& kernels, DefaultExecutor executor = {}) noexcept
+  /// Throws std::invalid_argument for an executor whose concurrency() is below 1.
+  explicit Context(Executor& executor, const simd::Kernels& kernels = simd::kernels())
+      : executor_(&executor), kernels_(&kernels) {
+    require(executor.concurrency() >= 1, "an executor needs at least 1 thread, got ",
+            executor.concurrency());
+  }
+  explicit Context(const simd::Kernels& kernels, DefaultExecutor executor = {})
       : Context(executor.get(), kernels) {}
 
   Executor& executor() const noexcept { return *executor_; }

@@ -26,9 +26,11 @@ class Embedding {
               " is not in the vocabulary of ", vocab_size());
   }
 
-  /// The rows of checked tokens -> out [tokens, hidden_size].
+  /// The rows of checked tokens -> out [tokens, hidden_size]. Throws std::invalid_argument for
+  /// other shapes.
   void forward(std::span<const TokenId> tokens, MatrixView<float> out,
                const Context& context) const {
+    require_matrix("out", out, std::ssize(tokens), hidden_size());
     const simd::LinearKernels& kernels = context.kernels().of(weight_.format);
     for (Index t = 0; t < out.rows; ++t)
       kernels.widen(weight_.row_range(tokens[static_cast<std::size_t>(t)], 1), out.row_range(t, 1));

@@ -20,7 +20,7 @@ class Head {
   Index hidden_size() const noexcept { return linear_.in_features(); }
 
   /// Normalises hidden states [tokens, hidden_size] in place.
-  void normalise(MatrixView<float> hidden, const Context& context) const noexcept {
+  void normalise(MatrixView<float> hidden, const Context& context) const {
     if (norm_) norm_.forward(hidden, context);
   }
 

@@ -103,8 +103,7 @@ class Linear {
   void forward_part(MatrixView<const float> x, const float* packed, Index first,
                     MatrixView<float> out, float* scratch,
                     const simd::Kernels& kernels) const noexcept {
-    kernels.of(weight_.format)
-        .linear(x, packed, weight_.row_range(first, out.cols), out, scratch);
+    kernels.of(weight_.format).linear(x, packed, weight_.row_range(first, out.cols), out, scratch);
     if (!bias_.empty()) add_bias(first, out);
   }
 

@@ -1,6 +1,7 @@
 #ifndef MLA_OPS_RMS_NORM_HPP_
 #define MLA_OPS_RMS_NORM_HPP_
 
+#include <iterator>
 #include <vector>
 
 #include "mla/core/tensor.hpp"
@@ -20,8 +21,9 @@ class RmsNorm {
 
   explicit operator bool() const noexcept { return !weight_.empty(); }
 
-  /// Normalises every row of x [tokens, n] in place.
-  void forward(MatrixView<float> x, const Context& context) const noexcept {
+  /// Normalises every row of x [tokens, n] in place. Throws std::invalid_argument for other widths.
+  void forward(MatrixView<float> x, const Context& context) const {
+    require_matrix("x of a norm", x, x.rows, std::ssize(weight_));
     for (Index t = 0; t < x.rows; ++t)
       context.kernels().rms_norm(x.row(t), weight_.data(), x.cols, eps_, x.row(t));
   }

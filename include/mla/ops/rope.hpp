@@ -128,9 +128,10 @@ class RotaryEmbedding {
   double cos_sin_scale() const noexcept { return cos_sin_scale_; }
 
   /// Fills cos and sin [positions.size(), dim / 2], exact to float32 rounding where
-  /// position * 1e-16 is far below it.
+  /// position * 1e-16 is far below it. Throws std::invalid_argument for other shapes.
   void tables(std::span<const Index> positions, MatrixView<float> cos,
-              MatrixView<float> sin) const noexcept {
+              MatrixView<float> sin) const {
+    require_tables({cos, sin}, std::ssize(positions), 2 * std::ssize(inv_freq_));
     for (std::size_t t = 0; t < positions.size(); ++t) {
       for (std::size_t i = 0; i < inv_freq_.size(); ++i) {
         const double angle = static_cast<double>(positions[t]) * inv_freq_[i];

@@ -72,23 +72,23 @@ inline constexpr unsigned kNeonBf16 = 1u << 5;
 
 /// What the library knows of an instruction set.
 struct IsaInfo {
-  Isa isa;
   std::string_view name;
-  unsigned features;      ///< that a processor must have
+  unsigned features;  ///< that a processor must have
+  Isa isa;
   Arithmetic arithmetic;  ///< the most that its own kernels round
 };
 
 /// All of them, the best first.
 inline constexpr IsaInfo kIsas[] = {
-    {Isa::amx, "amx", feature::kAvx2 | feature::kAvx512 | feature::kAvx512Bf16 | feature::kAmxBf16,
+    {"amx", feature::kAvx2 | feature::kAvx512 | feature::kAvx512Bf16 | feature::kAmxBf16, Isa::amx,
      Arithmetic::bfloat16},
-    {Isa::avx512_bf16, "avx512_bf16", feature::kAvx2 | feature::kAvx512 | feature::kAvx512Bf16,
+    {"avx512_bf16", feature::kAvx2 | feature::kAvx512 | feature::kAvx512Bf16, Isa::avx512_bf16,
      Arithmetic::bfloat16},
-    {Isa::avx512, "avx512", feature::kAvx2 | feature::kAvx512, Arithmetic::float32},
-    {Isa::avx2, "avx2", feature::kAvx2, Arithmetic::float32},
-    {Isa::neon_bf16, "neon_bf16", feature::kNeon | feature::kNeonBf16, Arithmetic::bfloat16},
-    {Isa::neon, "neon", feature::kNeon, Arithmetic::float32},
-    {Isa::scalar, "scalar", 0, Arithmetic::float32},
+    {"avx512", feature::kAvx2 | feature::kAvx512, Isa::avx512, Arithmetic::float32},
+    {"avx2", feature::kAvx2, Isa::avx2, Arithmetic::float32},
+    {"neon_bf16", feature::kNeon | feature::kNeonBf16, Isa::neon_bf16, Arithmetic::bfloat16},
+    {"neon", feature::kNeon, Isa::neon, Arithmetic::float32},
+    {"scalar", 0, Isa::scalar, Arithmetic::float32},
 };
 
 /// All of them, the weakest first within an architecture.

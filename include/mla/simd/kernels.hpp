@@ -38,14 +38,14 @@ struct QueryRows {
 /// [value_offset, + value_width). The parts may overlap: in a latent cache the value is the
 /// first part of the key.
 struct KeyValueRows {
-  const std::byte* const* pages;
-  Index page_rows;        ///< rows per page, a multiple of kTileKeys unless there is one page only
+  const std::byte* const* pages = nullptr;
+  Index page_rows = 0;    ///< rows per page, a multiple of kTileKeys unless there is one page only
   Index page_offset = 0;  ///< bytes of a page before its first row
-  RowLayout layout;       ///< of a row; rows follow each other
-  Index count;            ///< keys in all
-  Index key_offset, key_width;
-  Index tail_offset, tail_width;
-  Index value_offset, value_width;
+  RowLayout layout = {};  ///< of a row; rows follow each other
+  Index count = 0;        ///< keys in all
+  Index key_offset = 0, key_width = 0;
+  Index tail_offset = 0, tail_width = 0;
+  Index value_offset = 0, value_width = 0;
   /// Rows that are the keys, in this order: [count] numbers, counted from the first page's first
   /// row. nullptr: rows 0 to count - 1.
   const Index* selected = nullptr;

@@ -18,6 +18,15 @@ MLA_INLINE void for_tiles(Index count, const Tile& tile, Index first = 0) {
   if constexpr (kSize > 1) for_tiles<(kSize + 1) / 2>(count, tile, first);
 }
 
+// The same with single ones for what is left: less code where little is left.
+template <int kSize, class Tile>
+MLA_INLINE void for_tiles_or_ones(Index count, const Tile& tile) {
+  Index first = 0;
+  for (; first + kSize <= count; first += kSize) tile(TileSize<kSize>(), first);
+  if constexpr (kSize > 1)
+    for (; first < count; ++first) tile(TileSize<1>(), first);
+}
+
 // Each needs those before it.
 // clang-format off
 #include "mla/simd/detail/rows.inl"

@@ -7,7 +7,7 @@
 template <int kRows, class T>
 MLA_INLINE void score_tile(const float* query, Index query_stride, const KeyTile<T>& tile,
                            Index count, float scale, float (*scores)[kTileKeys]) {
-  for_tiles<kColTile>(count, [&](auto cols, Index k) {
+  for_tiles_or_ones<kColTile>(count, [&](auto cols, Index k) {
     F32 acc[kRows][cols.value] = {};
     dot_tile(query, query_stride, tile.key + k * tile.stride, tile.stride, tile.key_width, acc);
     dot_tile(query + tile.key_width, query_stride, tile.tail + k * tile.stride, tile.stride,
@@ -41,27 +41,20 @@ MLA_INLINE float softmax_row(float* scores, Index count, float& maximum, float& 
   return factor[0];
 }
 
-// out[r] = factor[r] * out[r] + sum_k scores[r][k] * value[k] over the first visible[r] keys: up to
-// `common` for all rows together, then row by row, so that no row touches a key it must not see.
+// out[r] = factor[r] * out[r] + sum_k scores[r][k] * value[k] over keys [first, + count).
 template <int kRows, class T>
-MLA_INLINE void value_tile(const float (*scores)[kTileKeys], const float* factor,
-                           const Index* visible, Index common, const KeyTile<T>& tile, float* out,
-                           Index out_stride) {
+void value_tile(const float (*scores)[kTileKeys], const float* factor, Index first, Index count,
+                const KeyTile<T>& tile, float* out, Index out_stride) noexcept {
   for_column_vectors<kColTile>(
       tile.value_width, [&](auto cols, Index c, const auto& load_row, const auto& save) {
         F32 acc[kRows][cols.value];
         MLA_UNROLL (r, kRows)
           MLA_UNROLL (j, cols.value)
             acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
-        const T* value = tile.value + c;
-        multiply_tile({scores[0], kTileKeys, 1}, value, tile.stride, common, load_row, acc);
-        MLA_UNROLL (r, kRows) {
-          F32 rest[1][cols.value];
-          MLA_UNROLL (j, cols.value) rest[0][j] = acc[r][j];
-          multiply_tile({scores[r] + common, kTileKeys, 1}, value + common * tile.stride,
-                        tile.stride, visible[r] - common, load_row, rest);
-          MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, rest[0][j]);
-        }
+        multiply_tile({scores[0] + first, kTileKeys, 1}, tile.value + first * tile.stride + c,
+                      tile.stride, count, load_row, acc);
+        MLA_UNROLL (r, kRows)
+          MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, acc[r][j]);
       });
 }
 
@@ -88,28 +81,38 @@ void attend_tile(const QueryRows& queries, Index first_row, const KeyTile<T>& ti
     factor[r] = visible[r] == 0 ? 1.0f
                                 : softmax_row(scores[r], visible[r], state.maximum[first_row + r],
                                               state.sum[first_row + r]);
-  value_tile<kRows>(scores, factor, visible, common, tile, state.out + first_row * state.out_stride,
+  // Up to `common` for all rows together, then row by row: no row touches a key it must not see.
+  float* const out = state.out + first_row * state.out_stride;
+  value_tile<kRows>(scores, factor, 0, common, tile, out, state.out_stride);
+  const float one = 1.0f;
+  for (int r = 0; r < kRows; ++r)
+    if (visible[r] > common)
+      value_tile<1>(scores + r, &one, common, visible[r] - common, tile, out + r * state.out_stride,
                     state.out_stride);
 }
 
 template <class T>
 void attend_rows(const QueryRows& queries, const KeyTile<T>& tile, Index first_key, float scale,
                  const SoftmaxState& state) noexcept {
-  for_tiles<kRowTile>(queries.rows, [&](auto rows, Index r) {
+  for_tiles_or_ones<kRowTile>(queries.rows, [&](auto rows, Index r) {
     attend_tile<rows.value>(queries, r, tile, first_key, scale, state);
   });
 }
 
-// Rows of plain elements; selected ones are gathered.
+// Rows of plain elements: where they lie if their vectors can be loaded from there at a gain, else,
+// and selected ones, as float32.
 template <class T>
 void attend(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
             const SoftmaxState& state, float* scratch) noexcept {
+  constexpr bool kInPlace =
+      std::is_same_v<T, float> || (kIsa != Isa::scalar && std::is_same_v<T, bfloat16>);
   const float scale = softmax_scale * kLog2E;
   for_key_tiles(keys, [&](Index first_key, Index count) {
-    if (keys.selected)
-      attend_rows(queries, float_tile<T>(keys, first_key, count, scratch), first_key, scale, state);
-    else
-      attend_rows(queries, tile_in_place<T>(keys, first_key, count), first_key, scale, state);
+    if constexpr (kInPlace)
+      if (!keys.selected)
+        return attend_rows(queries, tile_in_place<T>(keys, first_key, count), first_key, scale,
+                           state);
+    attend_rows(queries, float_tile<T>(keys, first_key, count, scratch), first_key, scale, state);
   });
 }
 

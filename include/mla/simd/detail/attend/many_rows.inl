@@ -102,32 +102,36 @@ inline void softmax_block(float (*scores)[kBlockRows], Index count, const float*
   }
 }
 
-// out[r] = factor[r] * out[r] + sum_k scores[k][r] * value[k] for kRows rows: over the keys that
-// all of them see together, then row by row, so that no row touches a key that it must not see.
+// out[r] = factor[r] * out[r] + sum_k scores[k][r] * value[k] for kRows rows over `count` keys.
 template <int kRows>
-MLA_INLINE void value_rows(const float* scores, const float* factor, const Index* seen,
-                           const FloatTile& tile, float* out, Index out_stride) {
+void value_rows(const float* scores, const float* factor, const FloatTile& tile, Index first_key,
+                Index count, float* out, Index out_stride) noexcept {
+  for_column_vectors<kValueColumns>(
+      tile.value_width, [&](auto cols, Index c, const auto& load_row, const auto& save) {
+        F32 acc[kRows][cols.value];
+        MLA_UNROLL (r, kRows)
+          MLA_UNROLL (j, cols.value)
+            acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
+        multiply_tile({scores + first_key * kBlockRows, 1, kBlockRows},
+                      tile.value + first_key * tile.stride + c, tile.stride, count, load_row, acc);
+        MLA_UNROLL (r, kRows)
+          MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, acc[r][j]);
+      });
+}
+
+// The same over the keys that each row sees: those that all of them see together, then row by row,
+// so that no row touches a key that it must not see.
+template <int kRows>
+MLA_INLINE void seen_value_rows(const float* scores, const float* factor, const Index* seen,
+                                const FloatTile& tile, float* out, Index out_stride) {
   Index common = tile.count;
   MLA_UNROLL (r, kRows) common = seen[r] < common ? seen[r] : common;
-  for_column_vectors<kValueColumns>(tile.value_width, [&](auto cols, Index c, const auto& load_row,
-                                                          const auto& save) {
-    F32 acc[kRows][cols.value];
-    MLA_UNROLL (r, kRows)
-      MLA_UNROLL (j, cols.value)
-        acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
-    const float* value = tile.value + c;
-    multiply_tile({scores, 1, kBlockRows}, value, tile.stride, common, load_row, acc);
-    MLA_UNROLL (r, kRows) {
-      if (seen[r] > common) {
-        F32 rest[1][cols.value];
-        MLA_UNROLL (j, cols.value) rest[0][j] = acc[r][j];
-        multiply_tile({scores + common * kBlockRows + r, 1, kBlockRows},
-                      value + common * tile.stride, tile.stride, seen[r] - common, load_row, rest);
-        MLA_UNROLL (j, cols.value) acc[r][j] = rest[0][j];
-      }
-      MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, acc[r][j]);
-    }
-  });
+  value_rows<kRows>(scores, factor, tile, 0, common, out, out_stride);
+  const float one = 1.0f;
+  for (int r = 0; r < kRows; ++r)
+    if (seen[r] > common)
+      value_rows<1>(scores + r, &one, tile, common, seen[r] - common, out + r * out_stride,
+                    out_stride);
 }
 
 // One block over one tile, whose first key is the sequence's number first_key.
@@ -147,7 +151,7 @@ inline void attend_block(const QueryRows& queries, const QueryBlock& block, cons
   alignas(64) float scores[kTileKeys][kBlockRows];
   alignas(64) float factor[kBlockRows];
   const auto score = [&](auto vectors) {
-    for_tiles<kScoreKeys>(most, [&](auto count, Index k) {
+    for_tiles_or_ones<kScoreKeys>(most, [&](auto count, Index k) {
       score_keys<vectors.value, count.value>(block.packed, tile, k, scores);
     });
   };
@@ -157,8 +161,8 @@ inline void attend_block(const QueryRows& queries, const QueryBlock& block, cons
     score(TileSize<2>());
   softmax_block(scores, most, visible, scale, block, factor);
   for_tiles<kValueRows>(block.rows, [&](auto rows, Index r) {
-    value_rows<rows.value>(scores[0] + r, factor + r, seen + r, tile,
-                           state.out + (block.first + r) * state.out_stride, state.out_stride);
+    seen_value_rows<rows.value>(scores[0] + r, factor + r, seen + r, tile,
+                                state.out + (block.first + r) * state.out_stride, state.out_stride);
   });
 }
 

@@ -37,7 +37,7 @@ inline void linear(MatrixView<const float> x, const float* packed, const WeightV
   const Index stride = round_up(x.cols, kTileDepth);
   const auto* const rows = reinterpret_cast<const bfloat16*>(packed);
   for_linear_blocks(x.rows, x.cols, [&](Index first_token, Index tokens, Index i, Index inputs) {
-    for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
+    for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
       for_tiles<kTokenTile>(tokens, [&](auto count, Index token) {
         const Index t = first_token + token;
         F32 acc[count.value][cols.value] = {};

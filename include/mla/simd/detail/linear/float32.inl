@@ -128,64 +128,11 @@ class WeightsAhead {
         rows_(rows),
         lines_(((bytes + kLine - 1) / kLine * rows + steps - 1) / steps) {}
 
-  const std::byte* row_;
-  Index stride_, bytes_, rows_;
-  Index lines_;  // at a step
+  const std::byte* row_ = nullptr;
+  Index stride_ = 0, bytes_ = 0, rows_ = 0;
+  Index lines_ = 0;  // at a step
   Index at_ = 0;
 };
-
-// out = or += x * weight^T for inputs [i, + inputs) and kFeatures features, up to kTokens tokens at
-// a time.
-template <int kTokens, int kFeatures, class T>
-MLA_INLINE void multiply_features(MatrixView<const float> x, MatrixView<const T> weight, Index i,
-                                  Index inputs, float* out, Index out_stride) {
-  for_tiles<kTokens>(x.rows, [&](auto rows, Index t) {
-    F32 acc[rows.value][kFeatures] = {};
-    dot_tile(x.row(t) + i, x.stride, weight.data + i, weight.stride, inputs, acc);
-    add_lanes(acc, out + t * out_stride, out_stride, i > 0);
-  });
-}
-
-// Few tokens, where memory is the limit: both factors are read where they are, one row of weights
-// after the other. For float32 weights and very few tokens this was measured to be the faster way.
-template <class T>
-void linear_by_rows(MatrixView<const float> x, MatrixView<const T> weight,
-                    MatrixView<float> out) noexcept {
-  for_tiles<kColTile>(weight.rows, [&](auto cols, Index o) {
-    for_input_blocks(x.cols, [&](Index i, Index inputs) {
-      multiply_features<kRowTile, cols.value>(x, weight.row_range(o, cols.value), i, inputs,
-                                              out.data + o, out.stride);
-    });
-  });
-}
-
-// The same in blocks of up to kTaskOutputs features, so that x of a few tokens stays in the first
-// cache; the next rows of weights are brought to the second one meanwhile.
-template <class T>
-void linear_by_blocks(MatrixView<const float> x, MatrixView<const T> weight,
-                      MatrixView<float> out) noexcept {
-  for_input_blocks(x.cols, [&](Index i, Index inputs) {
-    for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
-      const Index next = o + cols.value;
-      WeightsAhead ahead(
-          weight.row_range(next, at_most(weight.rows - next, cols.value)).col_range(i, inputs), 1);
-      ahead.step();
-      multiply_features<kTokenTile, cols.value>(x, weight.row_range(o, cols.value), i, inputs,
-                                                out.data + o, out.stride);
-    });
-  });
-}
-
-template <class T>
-void linear_few(MatrixView<const float> x, MatrixView<const T> weight,
-                MatrixView<float> out) noexcept {
-  if constexpr (std::is_same_v<T, float>)
-    if (x.rows <= kRowTile) return linear_by_rows(x, weight, out);
-  for (Index o = 0; o < weight.rows; o += kTaskOutputs) {
-    const Index features = at_most(weight.rows - o, kTaskOutputs);
-    linear_by_blocks(x, weight.row_range(o, features), out.col_range(o, features));
-  }
-}
 
 // Makes float32 of a block of weights.
 using Widen = void (*)(const WeightView& block, MatrixView<float> out) noexcept;
@@ -197,16 +144,49 @@ inline MatrixView<const float> copy_block(const WeightView& block, Widen widen, 
   return copy;
 }
 
-// out = or += x * weight^T of copied blocks, while weights that come next are brought to the cache.
+// Few tokens of float32 weights, where memory is the limit: both factors are read where they are,
+// one row of weights after the other. For very few tokens this was measured to be the faster way.
+inline void linear_by_rows(MatrixView<const float> x, MatrixView<const float> weight,
+                           MatrixView<float> out) noexcept {
+  for_tiles_or_ones<kColTile>(weight.rows, [&](auto cols, Index o) {
+    for_input_blocks(x.cols, [&](Index i, Index inputs) {
+      for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
+        F32 acc[rows.value][cols.value] = {};
+        dot_tile(x.row(t) + i, x.stride, weight.row(o) + i, weight.stride, inputs, acc);
+        add_lanes(acc, out.row(t) + o, out.stride, i > 0);
+      });
+    });
+  });
+}
+
+// out = or += x * weight^T, while weights that come next are brought to the cache.
 inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> weight, bool add,
                             MatrixView<float> out, WeightsAhead ahead) noexcept {
   for_tiles<kTokenTile>(x.rows, [&](auto rows, Index t) {
-    for_tiles<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
+    for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
       ahead.step();
       F32 acc[rows.value][cols.value] = {};
       dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
       add_lanes(acc, out.row(t) + o, out.stride, add);
     });
+  });
+}
+
+// Up to kFewTokens tokens by up to kTaskOutputs features, so that x stays in the first cache; the
+// next rows of weights are brought to the second one meanwhile. Rows that are not float32 are
+// widened into the first cache, a register tile's at a time.
+inline void linear_few(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                       MatrixView<float> out, float* widened) noexcept {
+  for_input_blocks(x.cols, [&](Index i, Index inputs) {
+    for (Index o = 0; o < weight.rows; o += kFeatureTile) {
+      const Index features = at_most(weight.rows - o, kFeatureTile), next = o + features;
+      const WeightView block = weight.row_range(o, features).col_range(i, inputs);
+      const WeightView after =
+          weight.row_range(next, at_most(weight.rows - next, kFeatureTile)).col_range(i, inputs);
+      multiply_blocks(x.col_range(i, inputs),
+                      widen ? copy_block(block, widen, widened) : block.as<float>(), i > 0,
+                      out.col_range(o, features), {after, 1});
+    }
   });
 }
 
@@ -245,20 +225,33 @@ inline void linear_in_blocks(MatrixView<const float> x, const WeightView& weight
   }
 }
 
+// Weights that `widen` makes float32 of; nullptr: that are float32.
+inline void linear_by(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                      MatrixView<float> out, float* scratch) noexcept {
+  constexpr Index kFewTokens = 16;
+  if (x.rows == 0) return;  // there may be no memory
+  if (!widen && x.rows <= kRowTile) return linear_by_rows(x, weight.as<float>(), out);
+  if (x.rows <= kFewTokens) {
+    for (Index o = 0; o < weight.rows; o += kTaskOutputs) {
+      const Index features = at_most(weight.rows - o, kTaskOutputs);
+      linear_few(x, weight.row_range(o, features), widen, out.col_range(o, features), scratch);
+    }
+    return;
+  }
+  linear_in_blocks(x, weight, widen ? widen : &widen_block<float>, out, scratch);
+}
+
 // Weights of plain elements.
 template <class T>
 void linear(MatrixView<const float> x, const float*, const WeightView& weight,
             MatrixView<float> out, float* scratch) noexcept {
-  constexpr Index kFewTokens = 16;
-  if (x.rows == 0) return;  // there may be no memory
-  if (x.rows <= kFewTokens) return linear_few(x, weight.as<T>(), out);
-  linear_in_blocks(x, weight, &widen_block<T>, out, scratch);
+  linear_by(x, weight, std::is_same_v<T, float> ? nullptr : &widen_block<T>, out, scratch);
 }
 
 // Weights of any format, by its one function.
 inline void linear_of_any(MatrixView<const float> x, const float*, const WeightView& weight,
                           MatrixView<float> out, float* scratch) noexcept {
-  linear_in_blocks(x, weight, info_of(weight.format).widen, out, scratch);
+  linear_by(x, weight, info_of(weight.format).widen, out, scratch);
 }
 
 // The left factor of a product: element (r, k) is data[r * row_step + k * step].
@@ -288,8 +281,9 @@ template <int kCols, class Columns>
 MLA_INLINE void for_column_vectors(Index width, const Columns& columns) {
   const auto load_whole = [](const auto* p) { return load(p); };
   const auto store_whole = [](float* p, F32 a) { store(p, a); };
-  for_tiles<kCols>(width / kLanes,
-                   [&](auto cols, Index j) { columns(cols, j * kLanes, load_whole, store_whole); });
+  for_tiles_or_ones<kCols>(width / kLanes, [&](auto cols, Index j) {
+    columns(cols, j * kLanes, load_whole, store_whole);
+  });
   const Index rest = width % kLanes;
   if (rest == 0) return;
   columns(
@@ -298,9 +292,8 @@ MLA_INLINE void for_column_vectors(Index width, const Columns& columns) {
 }
 
 // out = or += x * weight.
-template <class T>
-void transposed_block(MatrixView<const float> x, MatrixView<const T> weight, bool add,
-                      MatrixView<float> out) noexcept {
+inline void transposed_block(MatrixView<const float> x, MatrixView<const float> weight, bool add,
+                             MatrixView<float> out) noexcept {
   for_column_vectors<kColTile>(weight.cols,
                                [&](auto cols, Index c, const auto& load_row, const auto& save) {
                                  for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
@@ -318,24 +311,32 @@ void transposed_block(MatrixView<const float> x, MatrixView<const T> weight, boo
                                });
 }
 
-template <class T>
-void linear_transposed(MatrixView<const float> x, const WeightView& weight, MatrixView<float> out,
-                       float*) noexcept {
-  transposed_block(x, weight.as<T>(), false, out);
-}
-
-// Weights of any format: blocks of it are widened, and sums go on from block to block.
-inline void linear_transposed_of_any(MatrixView<const float> x, const WeightView& weight,
-                                     MatrixView<float> out, float* scratch) noexcept {
-  constexpr Index kRows = 256, kCols = 128;
+inline void linear_transposed_by(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                                 MatrixView<float> out, float* scratch) noexcept {
+  constexpr Index kRows = 64, kCols = 128;  // fit the first cache
   static_assert(kRows * kCols <= LinearBlocks::kFloats);
   if (x.rows == 0) return;
   for (Index c = 0; c < weight.cols; c += kCols)
     for (Index r = 0; r < weight.rows || r == 0; r += kRows) {
       const MatrixView<float> block(scratch, at_most(weight.rows - r, kRows),
                                     at_most(weight.cols - c, kCols), kCols);
-      info_of(weight.format).widen(weight.row_range(r, block.rows).col_range(c, block.cols), block);
-      transposed_block<float>(x.col_range(r, block.rows), block, r > 0,
-                              out.col_range(c, block.cols));
+      widen(weight.row_range(r, block.rows).col_range(c, block.cols), block);
+      transposed_block(x.col_range(r, block.rows), block, r > 0, out.col_range(c, block.cols));
     }
+}
+
+// Weights of plain elements: float32 where they lie, others a block at a time, whose sums go on.
+template <class T>
+void linear_transposed(MatrixView<const float> x, const WeightView& weight, MatrixView<float> out,
+                       float* scratch) noexcept {
+  if constexpr (std::is_same_v<T, float>)
+    transposed_block(x, weight.as<float>(), false, out);
+  else
+    linear_transposed_by(x, weight, &widen_block<T>, out, scratch);
+}
+
+// Weights of any format, by its one function.
+inline void linear_transposed_of_any(MatrixView<const float> x, const WeightView& weight,
+                                     MatrixView<float> out, float* scratch) noexcept {
+  linear_transposed_by(x, weight, info_of(weight.format).widen, out, scratch);
 }

@@ -46,8 +46,8 @@ MLA_INLINE void transpose(__m512i (&v)[kTileSide]) {
 }
 
 // Up to 16 rows as the columns of B tiles, which are `columns` >= x.rows wide.
-MLA_INLINE void pack_columns(MatrixView<const float> x, bfloat16* tiles,
-                             Index columns = kTileSide) {
+[[gnu::noinline]] inline void pack_columns(MatrixView<const float> x, bfloat16* tiles,
+                                           Index columns = kTileSide) {
   const __mmask16 kept = first_lanes(columns);
   for (Index i = 0; i < x.cols; i += kTileDepth) {
     __m512i v[kTileSide];

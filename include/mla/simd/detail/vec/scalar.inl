@@ -2,11 +2,11 @@
 // can compile. Included inside a namespace; see kernel_bodies.hpp.
 
 inline constexpr int kLanes = 4;
-inline constexpr int kScoreKeys = 4;
-inline constexpr int kValueRows = 4;
+inline constexpr int kScoreKeys = 2;
+inline constexpr int kValueRows = 2;
 inline constexpr int kTokenTile = 2;  // of linear(), by kFeatureTile
-inline constexpr int kFeatureTile = 4;
-inline constexpr int kRowTile = 2;  // rows of other register tiles; their columns are 4
+inline constexpr int kFeatureTile = 2;
+inline constexpr int kRowTile = 1;  // rows of other register tiles; their columns are 4
 
 using Native = float __attribute__((vector_size(16)));
 using NativeBits = unsigned __attribute__((vector_size(16)));

@@ -1,0 +1,171 @@
+// Bodies of MultiheadLatentAttention; see core/bodies.hpp.
+
+#include <cstddef>
+#include <span>
+
+#include "mla/attention/absorbed_attention.hpp"
+#include "mla/attention/cache_rollback.hpp"
+#include "mla/attention/check_batch.hpp"
+#include "mla/attention/decompressed_attention.hpp"
+#include "mla/attention/multihead_latent_attention.hpp"
+#include "mla/core/error.hpp"
+
+namespace mla {
+
+namespace detail {
+
+inline std::span<LatentCache* const> caches_of(std::span<const Sequence> batch,
+                                               Workspace& workspace) {
+  LatentCache** const caches = workspace.take<LatentCache*>(std::ssize(batch));
+  for (std::size_t s = 0; s < batch.size(); ++s) caches[s] = batch[s].cache;
+  return {caches, batch.size()};
+}
+}  // namespace detail
+
+MLA_BODY MultiheadLatentAttention::MultiheadLatentAttention(const AttentionConfig& config,
+                                                            const AttentionWeights& weights)
+    : config_((config.validate(), weights.validate(config), config)),
+      rotary_(config),
+      query_(config, weights),
+      compression_(config, weights),
+      decompression_(config, weights),
+      output_(weights.o_proj, weights.o_proj_bias) {}
+
+MLA_BODY void MultiheadLatentAttention::forward(const Eigen::Ref<const RowMajorMatrix>& x,
+                                                std::span<const Sequence> batch,
+                                                Eigen::Ref<RowMajorMatrix> out, Context& context,
+                                                const ForwardOptions& options) const {
+  check_call(view_of(x));
+  require_matrix("out", mutable_view_of(out), x.rows(), x.cols());
+  Workspace& workspace = context.workspace();
+  const Workspace::Scope scope(workspace);
+  const CallPlan call = plan(x.rows(), batch, options, context);
+  const std::span<LatentCache* const> caches = detail::caches_of(batch, workspace);
+  CacheRollback<LatentCache> rollback(caches, workspace);
+  if (!call.has_padding()) {
+    forward(call, caches, view_of(x), mutable_view_of(out), context);
+  } else {
+    const auto real = workspace.take_matrix<float>(call.tokens(), x.cols());
+    call.gather(view_of(x), real);
+    forward(call, caches, real, real, context);
+    call.scatter(real, mutable_view_of(out));
+  }
+  rollback.keep();
+}
+
+MLA_BODY void MultiheadLatentAttention::append(const Eigen::Ref<const RowMajorMatrix>& x,
+                                               LatentCache& cache, Context& context,
+                                               const ForwardOptions& options) const {
+  check_call(view_of(x));
+  Workspace& workspace = context.workspace();
+  const Workspace::Scope scope(workspace);
+  const Sequence sequence = {&cache, x.rows()};
+  const CallPlan call = plan(x.rows(), std::span(&sequence, 1), options, context);
+  LatentCache* const caches[] = {&cache};
+  const auto real = workspace.take_matrix<float>(call.tokens(), x.cols());
+  call.gather(view_of(x), real);
+  CacheRollback<LatentCache> rollback(caches, workspace);
+  append(call, caches, real, context);
+  rollback.keep();
+}
+
+MLA_BODY CallPlan MultiheadLatentAttention::plan(Index tokens, std::span<const Sequence> batch,
+                                                 const ForwardOptions& options,
+                                                 Context& context) const {
+  return {config_, rotary_, tokens, batch, options, context.workspace()};
+}
+
+MLA_BODY void MultiheadLatentAttention::forward(const CallPlan& plan,
+                                                std::span<LatentCache* const> caches,
+                                                MatrixView<const float> x, MatrixView<float> out,
+                                                Context& context) const {
+  check_call(x);
+  require_matrix("out", out, plan.tokens(), config_.hidden_size);
+  if (plan.tokens() == 0) return;
+  Workspace& workspace = context.workspace();
+  const Workspace::Scope scope(workspace);
+  const Index tokens = plan.tokens(), heads = config_.num_attention_heads;
+  append(plan, caches, x, context);
+  const auto queries = workspace.take_matrix<float>(tokens, heads * config_.qk_head_dim());
+  query_.forward(x, plan.rotary(), queries, context);
+  const auto values = workspace.take_matrix<float>(tokens, heads * config_.v_head_dim);
+  attend(plan, caches, queries, values, context);
+  output_.forward(values, out, context);
+}
+
+MLA_BODY void MultiheadLatentAttention::append(const CallPlan& plan,
+                                               std::span<LatentCache* const> caches,
+                                               MatrixView<const float> x, Context& context) const {
+  check_call(x);
+  require_matrix("x", x, plan.tokens(), config_.hidden_size);
+  require(caches.size() == plan.shares().size(), "the plan has ", plan.shares().size(),
+          " sequences, got ", caches.size(), " caches");
+  for (std::size_t s = 0; s < caches.size(); ++s) require_cache(config_, *caches[s], s);
+  if (plan.tokens() == 0) return;
+  const Workspace::Scope scope(context.workspace());
+  const auto rows =
+      context.workspace().take_matrix<float>(plan.tokens(), config_.cache_row_width());
+  compression_.forward(x, plan.rotary(), rows, context);
+  plan.append(rows, caches, context.kernels());
+}
+
+MLA_BODY void MultiheadLatentAttention::check_call(MatrixView<const float> x) const {
+  require(bool(compression_), "this layer was moved from");
+  require(x.cols == config_.hidden_size, "x must have hidden_size ", config_.hidden_size,
+          " columns, got ", x.cols);
+}
+
+MLA_BODY Mode MultiheadLatentAttention::mode_of(const CallPlan::Share& share,
+                                                const CachedTokens& sequence,
+                                                const Context& context) const noexcept {
+  if (share.mode != Mode::automatic) return share.mode;
+  if (sequence.selected) return Mode::absorbed;
+  return choose_mode(
+      config_, share.past, share.tokens,
+      attention_speed(context.kernels(), decompression_.format(), sequence.cache->format()));
+}
+
+MLA_BODY void MultiheadLatentAttention::attend(const CallPlan& plan,
+                                               std::span<LatentCache* const> caches,
+                                               MatrixView<const float> queries,
+                                               MatrixView<float> values, Context& context) const {
+  const std::size_t count = caches.size();
+  CachedTokens* const sequences = context.workspace().take<CachedTokens>(std::ssize(caches));
+  Mode* const modes = context.workspace().take<Mode>(std::ssize(caches));
+  for (std::size_t s = 0; s < count; ++s) {
+    sequences[s] = plan.cached(s, *caches[s]);
+    modes[s] = mode_of(plan.shares()[s], sequences[s], context);
+  }
+  for (std::size_t s = 0, end; s < count; s = end) {
+    const Index first = sequences[s].first_token;
+    Index tokens = 0;
+    for (end = s; end < count && modes[end] == modes[s]; ++end) {
+      sequences[end].first_token -= first;
+      tokens += sequences[end].tokens;
+    }
+    if (tokens > 0)
+      attend_run(modes[s], {sequences + s, end - s}, queries.row_range(first, tokens),
+                 values.row_range(first, tokens), context);
+  }
+}
+
+MLA_BODY void MultiheadLatentAttention::attend_run(Mode mode, std::span<const CachedTokens> batch,
+                                                   MatrixView<const float> queries,
+                                                   MatrixView<float> values,
+                                                   Context& context) const {
+  if (mode == Mode::decompressed)
+    return DecompressedAttention(config_, softmax_scale(), decompression_)
+        .forward(batch, queries, values, context);
+  const Workspace::Scope scope(context.workspace());
+  const Index heads = config_.num_attention_heads;
+  const auto latent_queries = context.workspace().take_matrix<float>(
+      queries.rows, heads * (config_.kv_lora_rank + config_.qk_rope_head_dim));
+  const auto latent_values =
+      context.workspace().take_matrix<float>(queries.rows, heads * config_.kv_lora_rank);
+  decompression_.absorb(queries, latent_queries, context);
+  AbsorbedAttention(config_, softmax_scale())
+      .forward(batch, latent_queries, latent_values, context);
+  decompression_.project_values(latent_values, values, context);
+}
+
+}  // namespace mla
