@@ -3,8 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <cstdint>
-#include <functional>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -13,6 +11,7 @@
 #include "support/compare.hpp"
 #include "support/executors.hpp"
 #include "support/isas.hpp"
+#include "support/message_of.hpp"
 #include "support/random.hpp"
 #include "support/test_configs.hpp"
 #include "support/test_layer.hpp"
@@ -206,16 +205,6 @@ TEST_P(Selection, GoesWithPadding) {
     EXPECT_TRUE(same_bits(out.row(positions[static_cast<std::size_t>(i)]), expected.row(i))) << i;
 }
 
-// The message of the std::invalid_argument that `call` throws.
-std::string message_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST(SelectionErrors, NameTheTokenAndTheRowAndLeaveTheCache) {
   TestLayer layer(small_config());
   Context context;
@@ -227,7 +216,7 @@ TEST(SelectionErrors, NameTheTokenAndTheRowAndLeaveTheCache) {
     Lists lists;
     lists.add({0, 5});
     lists.add(second);
-    const std::string text = message_of(
+    const std::string text = test::message_of(
         [&] { run(layer, x, cache, context, {.mode = mode, .selected = lists.selection()}); });
     EXPECT_EQ(CacheContents(cache), before);
     return text;
@@ -241,7 +230,7 @@ TEST(SelectionErrors, NameTheTokenAndTheRowAndLeaveTheCache) {
 
   const std::vector<Index> rows = {0, 1};
   const auto first_message = [&](const std::vector<Index>& first) {
-    return message_of([&] { run(layer, x, cache, context, {.selected = {first, rows}}); });
+    return test::message_of([&] { run(layer, x, cache, context, {.selected = {first, rows}}); });
   };
   EXPECT_EQ(first_message({0, 1}),
             "selected.first must have 3 elements, one per token and the end, got 2");

@@ -9,6 +9,7 @@
 
 #include "baseline/grouped_query_layer.hpp"
 #include "mla/attention/multihead_latent_attention.hpp"
+#include "support/message_of.hpp"
 
 namespace mla {
 namespace {
@@ -241,15 +242,6 @@ TEST(GroupedQueryAttention, MultiHeadEqualsLatentAttentionDecompressedByHand) {
   EXPECT_LT(latent_cache.bytes_used() * 4, cache.bytes_used());
 }
 
-std::string error_of(const auto& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 void expect_has(const std::string& text, const std::string& part) {
   EXPECT_NE(text.find(part), text.npos) << text << "\nlacks: " << part;
 }
@@ -260,7 +252,7 @@ TEST(GroupedQueryAttention, WrongWeightsAreNamedWithBothShapes) {
   const auto error_with = [&](WeightView GroupedQueryWeights::*tensor, const WeightView& weight) {
     GroupedQueryWeights weights = layer.weights();
     weights.*tensor = weight;
-    return error_of([&] { GroupedQueryAttention(layer.config, weights); });
+    return test::message_of([&] { GroupedQueryAttention(layer.config, weights); });
   };
   using Weights = GroupedQueryWeights;
   expect_has(error_with(&Weights::q_proj, test::view(wrong)),
@@ -282,7 +274,7 @@ TEST(GroupedQueryConfig, WrongFieldsAreNamed) {
   const auto error_with = [](auto field, auto value) {
     GroupedQueryConfig config = small_config(2);
     config.*field = value;
-    return error_of([&] { config.validate(); });
+    return test::message_of([&] { config.validate(); });
   };
   using Config = GroupedQueryConfig;
   expect_has(error_with(&Config::hidden_size, 0), "hidden_size must be between 1 and");
@@ -313,7 +305,7 @@ TEST(GroupedQueryAttention, ACallThatThrowsLeavesTheCacheAsItWas) {
                               const std::vector<Index>& positions) {
     const RowMajorMatrix input = RowMajorMatrix::Zero(rows, cols);
     RowMajorMatrix out(out_rows, cols);
-    return error_of([&] { attention.forward(input, cache, out, context, positions); });
+    return test::message_of([&] { attention.forward(input, cache, out, context, positions); });
   };
   expect_has(error_with(2, hidden + 1, 2, {}), "x must have hidden_size 52 columns, got 53");
   expect_has(error_with(2, hidden, 3, {}), "out must have shape [2, 52], got [3, 52]");
@@ -323,7 +315,7 @@ TEST(GroupedQueryAttention, ACallThatThrowsLeavesTheCacheAsItWas) {
   expect_has(error_with(2, hidden, 2, {41, 41}),
              "position_ids must rise: token 1 of sequence 0 has position 41 after 41");
   KeyValueCache<bfloat16> narrow(small_config(4));
-  expect_has(error_of([&] { attention.forward(x, narrow); }),
+  expect_has(test::message_of([&] { attention.forward(x, narrow); }),
              "the cache has 4 K/V heads of 34 + 18 elements (key + value), this layer needs 2");
 
   EXPECT_EQ(cache.size(), 40);

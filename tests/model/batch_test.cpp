@@ -3,7 +3,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <functional>
 #include <list>
 #include <stdexcept>
 #include <string>
@@ -15,6 +14,7 @@
 #include "support/compare.hpp"
 #include "support/executors.hpp"
 #include "support/isas.hpp"
+#include "support/message_of.hpp"
 #include "support/random.hpp"
 #include "support/test_layer.hpp"
 
@@ -112,15 +112,6 @@ TEST_P(Batch, MayMixForms) {
   EXPECT_TRUE(same_bits(logits, expected));
 }
 
-std::string refusal_of(const std::function<void()>& call) {
-  try {
-    call();
-  } catch (const std::invalid_argument& error) {
-    return error.what();
-  }
-  return "nothing was thrown";
-}
-
 TEST(BatchErrors, NameTheTextAndLeaveEveryState) {
   Random random(5);
   Context context;
@@ -131,7 +122,8 @@ TEST(BatchErrors, NameTheTextAndLeaveEveryState) {
   const std::vector<TokenId> foreign = {1, static_cast<TokenId>(config.vocab_size)};
   trained_model().forward(std::vector<TextStep>{{&a, tokens, 1}, {&b, tokens, 1}}, logits, context);
   const auto message = [&](const std::vector<TextStep>& batch) {
-    const std::string text = refusal_of([&] { trained_model().forward(batch, logits, context); });
+    const std::string text =
+        test::message_of([&] { trained_model().forward(batch, logits, context); });
     EXPECT_EQ(a.size(), 4);
     EXPECT_EQ(b.size(), 4);
     return text;
