@@ -1,5 +1,5 @@
 // The two forms of attention against each other, over query tokens and context: where their curves
-// cross, and what Mode::automatic takes.
+// cross, and what AttentionForm::automatic takes.
 
 #include <vector>
 
@@ -63,8 +63,8 @@ class AttentionForms {
   std::vector<float> queries_, values_;
 };
 
-// `queries` tokens, the last of `context`. loss: how much longer the form that Mode::automatic
-// takes needs than the better one, 1 if it is that one.
+// `queries` tokens, the last of `context`. loss: how much longer the form that
+// AttentionForm::automatic takes needs than the better one, 1 if it is that one.
 void BM_AttentionForms(benchmark::State& state) {
   AttentionConfig config = AttentionConfig::deepseek_v3();
   config.num_attention_heads = state.range(2);
@@ -88,8 +88,8 @@ void BM_AttentionForms(benchmark::State& state) {
   }
   const AttentionSpeed speed =
       attention_speed(bench.context.kernels(), WeightFormat::bfloat16, format);
-  const Mode mode = choose_mode(config, context - queries, queries, speed);
-  const bool expands = mode == Mode::decompressed;
+  const AttentionForm mode = choose_mode(config, context - queries, queries, speed);
+  const bool expands = mode == AttentionForm::decompressed;
   const double a = median(absorbed), d = median(decompressed);
   state.counters["absorbed_s"] = a;
   state.counters["decompressed_s"] = d;
@@ -118,7 +118,10 @@ void forms_arguments(benchmark::internal::Benchmark* b) {
   }
 }
 
-BENCHMARK(BM_AttentionForms)->Apply(forms_arguments)->UseManualTime()->MinTime(0.2);
-
 }  // namespace
+
+void add_attention_form_rows() {
+  add_rows("BM_AttentionForms", &BM_AttentionForms, &forms_arguments);
+}
+
 }  // namespace mla::bench

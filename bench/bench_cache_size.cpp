@@ -2,6 +2,8 @@
 // MHA, GQA and MQA with the same heads. docs/cache-size.md explains the numbers.
 //
 //   PublishedCacheSize/...  published and taught arithmetic, from caches that hold a page of tokens
+//   CacheSize/...           every cache format of MLA, beside MHA, GQA and MQA in bfloat16, up to a
+//                           context of 128k tokens
 //   ReadBandwidth           what one thread reads from memory, for comparison with GB/s below
 //   Decode/...              one new token through a whole layer (projections, attention, output
 //                           projection) on one thread, over caches filled with that many tokens
@@ -87,19 +89,20 @@ void fill(Cache& cache, const Config& config, Index tokens) {
 
 // ---- PublishedCacheSize
 
-// Bytes of keys, values and latents that a token takes in one layer, from a bfloat16 cache filled
-// with one page.
+// Bytes of keys, values and latents that a token takes in one layer, from a cache filled with one
+// page.
 template <class Cache, class Config>
-double measured_bytes_per_token(const Config& config) {
-  Cache cache(config, CacheFormat::bfloat16);
+double measured_bytes_per_token(const Config& config, CacheFormat format) {
+  Cache cache(config, format);
   fill(cache, config, kPageTokens);
   return static_cast<double>(cache.bytes_used()) / static_cast<double>(cache.size());
 }
-double bytes_per_token(const AttentionConfig& config) {
-  return measured_bytes_per_token<LatentCache>(config);
+double bytes_per_token(const AttentionConfig& config, CacheFormat format = CacheFormat::bfloat16) {
+  return measured_bytes_per_token<LatentCache>(config, format);
 }
-double bytes_per_token(const GroupedQueryConfig& config) {
-  return measured_bytes_per_token<GroupedKVCache>(config);
+double bytes_per_token(const GroupedQueryConfig& config,
+                       CacheFormat format = CacheFormat::bfloat16) {
+  return measured_bytes_per_token<GroupedKVCache>(config, format);
 }
 
 GroupedQueryConfig key_value_heads(Index hidden_size, Index heads, Index key_value_heads,
@@ -122,6 +125,33 @@ void register_published(const std::string& name, const Config& config, int layer
                                  state.counters["GB_at_2048_tokens"] = layer * layers * 2048 / 1e9;
                                })
       ->Iterations(1);
+}
+
+// Of a model's layers in one format.
+template <class Config>
+void register_size(const std::string& name, const Config& config, int layers, CacheFormat format) {
+  benchmark::RegisterBenchmark(("CacheSize/" + name + "/" + std::string(name_of(format))).c_str(),
+                               [=](benchmark::State& state) {
+                                 double layer = 0.0;
+                                 for (auto _ : state) layer = bytes_per_token(config, format);
+                                 state.counters["bytes_per_token_layer"] = layer;
+                                 state.counters["kB_per_token"] = layer * layers / 1e3;
+                                 state.counters["GB_at_128k_tokens"] =
+                                     layer * layers * 131072 / 1e9;
+                               })
+      ->Iterations(1);
+}
+
+void register_sizes(const std::string& model, const AttentionConfig& config, int layers) {
+  for (const CacheFormat format : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::int8,
+                                   CacheFormat::fp8, CacheFormat::int4})
+    register_size(model + "/MLA", config, layers, format);
+  const auto with = [&](Index key_value_heads) {
+    return GroupedQueryConfig::heads_of(config, key_value_heads);
+  };
+  register_size(model + "/MHA", with(config.num_attention_heads), layers, CacheFormat::bfloat16);
+  register_size(model + "/GQA8", with(8), layers, CacheFormat::bfloat16);
+  register_size(model + "/MQA", with(1), layers, CacheFormat::bfloat16);
 }
 
 // The lesson's ratio, 2 * n_embd / kv_lora_rank, and what it is with the rotary keys that its layer
@@ -327,6 +357,22 @@ void register_model(const std::string& model, const AttentionConfig& config, Ind
   register_key_value_heads(model, "MQA", with(1), layers, format);
 }
 
+void register_size_benchmarks() {
+  register_sizes("DeepSeek-V3", AttentionConfig::deepseek_v3(), 61);
+  register_sizes("DeepSeek-V2-Lite", AttentionConfig::deepseek_v2_lite(), 27);
+  register_sizes("Kimi-K2", AttentionConfig::kimi_k2(), 61);
+}
+
+// Formats that are for latents.
+void register_quantised_decode_benchmarks() {
+  for (const CacheFormat format : {CacheFormat::int8, CacheFormat::fp8, CacheFormat::int4}) {
+    register_decode<MultiheadLatentAttention, LatentCache>(
+        "DeepSeek-V3/MLA", AttentionConfig::deepseek_v3(), 61, format);
+    register_decode<MultiheadLatentAttention, LatentCache>(
+        "DeepSeek-V2-Lite/MLA", AttentionConfig::deepseek_v2_lite(), 27, format);
+  }
+}
+
 void register_decode_benchmarks(CacheFormat format) {
   register_model("DeepSeek-V3", AttentionConfig::deepseek_v3(), 61, format);
   register_model("DeepSeek-V2-Lite", AttentionConfig::deepseek_v2_lite(), 27, format);
@@ -354,9 +400,11 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) return 1;
   benchmark::AddCustomContext("mla_isa", std::string(name_of(mla::simd::kernels().isa)));
   register_published_benchmarks();
+  register_size_benchmarks();
   benchmark::RegisterBenchmark("ReadBandwidth", read_bandwidth)->Unit(benchmark::kMillisecond);
   register_decode_benchmarks(CacheFormat::bfloat16);
   register_decode_benchmarks(CacheFormat::float32);
+  register_quantised_decode_benchmarks();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
 }

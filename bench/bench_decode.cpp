@@ -153,7 +153,7 @@ void part(benchmark::State& state, Decoder& decoder, const std::string& name) {
     if (name == "layers")
       return [&] {
         model.forward_hidden(some, caches, hidden.topRows(rows), context,
-                             {.mode = mla::Mode::absorbed});
+                             {.mode = mla::AttentionForm::absorbed});
         caches.truncate_layers(100);
       };
     if (name == "head") return [&] { model.head(hidden.topRows(rows), logits, context); };
@@ -163,7 +163,7 @@ void part(benchmark::State& state, Decoder& decoder, const std::string& name) {
       };
     return [&] {
       model.prediction()->forward(hidden.topRows(rows), some, 99, *caches.prediction(), draft,
-                                  context, mla::Mode::absorbed);
+                                  context, mla::AttentionForm::absorbed);
       caches.prediction()->truncate(99);
     };
   }();

@@ -1,7 +1,9 @@
 // How near the kernels come to what the machine can do: attention, projections and a whole layer,
 // as fractions of the peak of their products and of the read bandwidth, measured in the same run.
 // docs/performance.md explains the numbers.
+//   bench_kernels [--quick]     every row once, in less than two minutes
 
+#include <string_view>
 #include <vector>
 
 #include "kernel_benchmark.hpp"
@@ -56,6 +58,24 @@ void BM_DecompressedPrefill(benchmark::State& state) {
   });
 }
 
+// Rows of 512 + 64 numbers to their bytes, and back: what appending and decompression do to each.
+void BM_CacheRows(benchmark::State& state) {
+  const simd::CacheKernels& rows = simd::kernels_for(isa_of(state)).of(cache_format_of(state));
+  const RowLayout layout = row_layout(cache_format_of(state), 512, 64);
+  auto values = random_values<float>(576);
+  AlignedBuffer<std::byte> bytes(static_cast<std::size_t>(layout.bytes));
+  const bool encode = state.range(2) != 0;
+  rows.encode(layout, values.data(), bytes.data());
+  for (auto _ : state) {
+    if (encode)
+      rows.encode(layout, values.data(), bytes.data());
+    else
+      rows.widen(layout, bytes.data(), values.data());
+    benchmark::ClobberMemory();
+  }
+  state.counters["rows/s"] = benchmark::Counter(1.0, benchmark::Counter::kIsIterationInvariantRate);
+}
+
 // One DeepSeek-V3 layer of attention, bfloat16: `tokens` new ones after `context` cached ones.
 void BM_Layer(benchmark::State& state) {
   const AttentionConfig c = AttentionConfig::deepseek_v3();
@@ -87,14 +107,15 @@ void BM_Layer(benchmark::State& state) {
   const double attention = 2.0 * 128 * 1088 * static_cast<double>(tokens * context);
   Meter(state, bench.context)
       .run(2.0 * elements * static_cast<double>(tokens) + attention, 2.0 * elements, [&] {
-        layer.forward(x, cache, out, bench.context, {.mode = Mode::absorbed});
+        layer.forward(x, cache, out, bench.context, {.mode = AttentionForm::absorbed});
         cache.truncate(context);
       });
 }
 
 void BM_Peak(benchmark::State& state) {
   std::vector<double> rates;
-  for (auto _ : state) rates.push_back(peak_flops(isa_of(state)));
+  const simd::Isa isa = isa_of(state);
+  for (auto _ : state) rates.push_back(peak_flops(isa));
   state.counters["FLOP/s"] = median(rates);
 }
 
@@ -112,6 +133,11 @@ void decode_arguments(benchmark::internal::Benchmark* b) {
       for (Index context : {1024, 4096, 16384})
         b->Args({isa, 1, 128, 512, 64, context, 1, threads});
     for (Index queries : {8, 64}) b->Args({isa, 1, 128, 512, 64, 4096, queries, 1});
+    for (Index type : {3, 4, 5}) {
+      b->Args({isa, type, 128, 512, 64, 4096, 1, 1});
+      b->Args({isa, type, 16, 512, 64, 16384, 1, 1});
+    }
+    b->Args({isa, 1, 16, 512, 64, 16384, 1, 1});
     for (Index heads : {16, 20, 40, 64}) b->Args({isa, 1, heads, 512, 64, 4096, 1, 1});
     b->Args({isa, 1, 128, 256, 64, 4096, 1, 1});
     b->Args({isa, 1, 128, 256, 32, 4096, 1, 1});
@@ -126,6 +152,14 @@ void prefill_arguments(benchmark::internal::Benchmark* b) {
   b->ArgNames({"isa", "type", "heads", "tokens", "threads"});
   for (Index isa : isas())
     for (Index threads : {1, 2}) b->Args({isa, 1, 128, 2048, threads});
+  for (Index isa : isas()) b->Args({isa, 3, 128, 2048, 1});
+}
+
+void row_arguments(benchmark::internal::Benchmark* b) {
+  b->ArgNames({"isa", "type", "encode"});
+  for (const auto isa : {simd::Isa::scalar, simd::best_isa()})
+    for (Index type : {1, 3, 4, 5})
+      for (Index encode : {0, 1}) b->Args({static_cast<Index>(isa), type, encode});
 }
 
 void layer_arguments(benchmark::internal::Benchmark* b) {
@@ -141,13 +175,24 @@ void peak_arguments(benchmark::internal::Benchmark* b) {
     if (simd::is_supported(isa)) b->Args({static_cast<Index>(isa)});
 }
 
-BENCHMARK(BM_Peak)->Apply(peak_arguments);
-BENCHMARK(BM_DramRead)->ArgName("threads")->Arg(1)->Arg(2);
-BENCHMARK(BM_AbsorbedDecode)->Apply(decode_arguments)->UseManualTime()->MinTime(0.3);
-BENCHMARK(BM_DecompressedPrefill)->Apply(prefill_arguments)->UseManualTime()->MinTime(0.3);
-BENCHMARK(BM_Layer)->Apply(layer_arguments)->UseManualTime()->MinTime(0.3);
+void add_kernel_rows() {
+  benchmark::RegisterBenchmark("BM_Peak", &BM_Peak)->Apply(&peak_arguments);
+  benchmark::RegisterBenchmark("BM_DramRead", &BM_DramRead)->ArgName("threads")->Arg(1)->Arg(2);
+  add_rows("BM_AbsorbedDecode", &BM_AbsorbedDecode, &decode_arguments);
+  benchmark::RegisterBenchmark("BM_CacheRows", &BM_CacheRows)->Apply(&row_arguments);
+  add_rows("BM_DecompressedPrefill", &BM_DecompressedPrefill, &prefill_arguments);
+  add_rows("BM_Layer", &BM_Layer, &layer_arguments);
+}
 
 }  // namespace
 }  // namespace mla::bench
 
-BENCHMARK_MAIN();
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);
+  mla::bench::quick = argc > 1 && std::string_view(argv[1]) == "--quick";
+  mla::bench::add_kernel_rows();
+  mla::bench::add_attention_form_rows();
+  mla::bench::add_projection_rows();
+  mla::bench::add_expert_rows();
+  benchmark::RunSpecifiedBenchmarks();
+}

@@ -1,29 +1,40 @@
-// Tokens per second of whole decoders with random weights, which are read from memory:
-//   bench_model [MEGABYTES]     of weights in bfloat16, 400 without it; twice that in float32
-// Take more than the machine's last cache holds: below that B/s says how fast the cache is.
+// Whole decoders with random weights from a checkpoint on disk, mapped as a published one is:
+//   bench_model [--layers N] [--folder DIR] [--dims NAME] [--type N]
+// The checkpoint is written to DIR (the system's temporary folder) and deleted. Its weights should
+// be more than the machine's last cache holds: below that B/s says how fast the cache is.
 //
-//   Decode   each of some texts goes on by one token. B/s: of the weights that a step needs, read
-//            once; of_bandwidth: divided by what the same threads read from memory, in the same run
-//   Prompt   512 tokens into an empty cache. of_peak: of the products in registers
+//   Prompt   512 tokens into an empty cache. of_peak: of the products in registers. first_tokens/s:
+//            of the first prompt after the model was loaded; load_s: how long that took
+//   Decode   each of some texts goes on by one token. B/s: of the weights and scales that a step
+//            needs, read once; of_bandwidth: divided by what the same threads read from memory
 //
-// experts: 0 is a dense model with DeepSeek-V2-Lite's attention, 1 one with 32 experts, of which
-// a token takes 6 and 2 shared ones: as many weights per layer and token. Caches are of the
-// weights' type. `threads`, `isa` and `type` as in kernel_benchmark.hpp.
+// of_roofline: the time that bandwidth or peak of the same run allow, by the time it took.
+// loaded_MB: what loading brought into memory; resident_MB: that and the calls since, their caches
+// included; model_MB: the file.
+// dims: 0 dense, 1 small (DeepSeek-V2-Lite's attention, 32 experts of 704), 2 v2lite (its own
+// dims), 3 v3 (DeepSeek-V3's with 16 experts); 2 and 3 only by --dims. Caches are bfloat16, but
+// float32 for weights of that type. `threads`, `isa` and `type` as in kernel_benchmark.hpp.
 
 #include <benchmark/benchmark.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <cstdlib>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <optional>
 #include <set>
 #include <span>
+#include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "kernel_benchmark.hpp"
 #include "mla/model/decoder_model.hpp"
+#include "random_checkpoint.hpp"
 
 namespace mla::bench {
 namespace {
@@ -31,140 +42,81 @@ namespace {
 constexpr Index kHistory = 64;  // tokens of each text before the first step
 constexpr Index kPrompt = 512;
 
-WeightFormat weight_format_of(const benchmark::State& state) {
-  return static_cast<WeightFormat>(state.range(1));
+std::vector<ModelDims> model_dims() {
+  const AttentionConfig v2 = AttentionConfig::deepseek_v2_lite();
+  const AttentionConfig v3 = AttentionConfig::deepseek_v3();
+  return {{"dense", v2, 8192, 5632, 0, 0, 0, 0, 0, 4},
+          {"small", v2, 8192, 5632, 32, 6, 2, 704, 0, 2},
+          {"v2lite", v2, 102400, 10944, 64, 6, 2, 1408, 1, 6},
+          {"v3", v3, 129280, 18432, 16, 8, 1, 2048, 1, 3}};
 }
 
-double bytes_of(WeightFormat format) { return info_of(format).bits / 8.0; }
+struct Settings {
+  std::filesystem::path folder = std::filesystem::temp_directory_path();
+  std::optional<Index> layers, dims, type;
+} settings;
 
-ModelConfig model_config(bool experts) {
-  ModelConfig config;
-  config.model_type = "deepseek_v2";
-  config.attention = AttentionConfig::deepseek_v2_lite();
-  config.vocab_size = 8192;
-  config.intermediate_size = 5632;
-  config.num_nextn_predict_layers = 0;
-  config.first_k_dense_replace = 0;
-  config.experts.n_routed_experts = experts ? 32 : 0;
-  config.experts.num_experts_per_tok = 6;
-  config.experts.n_shared_experts = 2;
-  config.experts.moe_intermediate_size = 704;
-  config.experts.scoring_func = ScoringFunction::softmax;
-  config.experts.topk_method = TopkMethod::greedy;
-  config.experts.norm_topk_prob = false;
-  config.experts.routed_scaling_factor = 1.0;
-  return config;
+/// Bytes of this process in memory.
+double resident_bytes() {
+  std::ifstream file("/proc/self/statm");
+  double size = 0.0, resident = 0.0;
+  file >> size >> resident;
+  return resident * static_cast<double>(::sysconf(_SC_PAGESIZE));
 }
 
-/// A decoder and the memory of its weights: at least `megabytes` of them in bfloat16.
-class RandomModel {
+/// A model that was loaded from disk, with what it took.
+class LoadedModel {
  public:
-  RandomModel(bool experts, WeightFormat format, double megabytes)
-      : config_(model_config(experts)), format_(format) {
-    weights_.embed_tokens = matrix(config_.vocab_size, config_.hidden_size());
-    weights_.lm_head = matrix(config_.vocab_size, config_.hidden_size());
-    weights_.norm = ones(config_.hidden_size());
-    do weights_.layers.push_back(layer());
-    while (2e-6 * elements_ < megabytes);
-    config_.num_hidden_layers = std::ssize(weights_.layers);
-    model_.emplace(config_, weights_);
+  LoadedModel(const ModelDims& dims, WeightFormat format)
+      : checkpoint_(dims, format, settings.folder / ("bench_model-" + std::to_string(::getpid()))) {
+    load();
+  }
+
+  /// Anew: nothing of it is in this process's memory.
+  void load() {
+    model_.reset();
+    SerialExecutor executor;
+    read_bandwidth().measure(executor);  // has memory of its own from the first time on
+    before_ = resident_bytes();
+    const double start = seconds();
+    model_.emplace(DecoderModel::load(checkpoint_.folder()));
+    load_seconds_ = seconds() - start;
+    loaded_ = resident_bytes() - before_;
   }
 
   const DecoderModel& decoder() const { return *model_; }
-  double megabytes() const { return 1e-6 * elements_ * bytes_of(format_); }
+  const RandomCheckpoint& checkpoint() const { return checkpoint_; }
 
-  /// Elements of the matrices that `tokens` tokens of one call are multiplied by: each expert that
-  /// one of them takes counts once, where all experts are equally likely.
-  double elements_of(double tokens) const {
-    const MixtureOfExpertsConfig& experts = config_.experts;
-    const double hidden = double(config_.hidden_size());
-    double elements = double(config_.vocab_size) * hidden;
-    for (const DecoderLayerWeights& layer : weights_.layers) {
-      const AttentionWeights& attention = layer.self_attn;
-      for (const WeightView* w : {&attention.q_proj, &attention.kv_a_proj_with_mqa,
-                                  &attention.kv_b_proj, &attention.o_proj})
-        elements += double(w->rows * w->cols);
-      if (experts.n_routed_experts == 0) {
-        elements += 3.0 * hidden * double(config_.intermediate_size);
-        continue;
-      }
-      const double all = double(experts.n_routed_experts);
-      const double unused = 1.0 - double(experts.num_experts_per_tok) / all;
-      const double used = all * (1.0 - std::pow(unused, tokens));
-      elements += hidden * (all + 3.0 * double(experts.moe_intermediate_size) *
-                                      (used + double(experts.n_shared_experts)));
-    }
-    return elements;
+  void report(benchmark::State& state) const {
+    state.counters["load_s"] = load_seconds_;
+    state.counters["model_MB"] = 1e-6 * checkpoint_.bytes();
+    state.counters["loaded_MB"] = 1e-6 * loaded_;
+    state.counters["resident_MB"] = 1e-6 * (resident_bytes() - before_);
   }
 
  private:
-  template <class T>
-  WeightView tensor(Index rows, Index cols, std::vector<T> elements) {
-    elements_ += double(rows * cols);
-    auto memory = std::make_shared<std::vector<T>>(std::move(elements));
-    memory_.push_back(memory);
-    return {memory->data(), rows, cols};
-  }
-  WeightView matrix(Index rows, Index cols) {
-    const float scale = std::sqrt(3.0f / float(cols));
-    if (format_ == WeightFormat::bfloat16)
-      return tensor(rows, cols, random_values<bfloat16>(rows * cols, scale));
-    return tensor(rows, cols, random_values<float>(rows * cols, scale));
-  }
-  WeightView ones(Index n) {
-    return tensor(1, n, std::vector<float>(static_cast<std::size_t>(n), 1.0f));
-  }
-  MlpWeights mlp(Index intermediate) {
-    const Index hidden = config_.hidden_size();
-    return {matrix(intermediate, hidden), matrix(intermediate, hidden),
-            matrix(hidden, intermediate)};
-  }
-
-  DecoderLayerWeights layer() {
-    const AttentionConfig& c = config_.attention;
-    const Index heads = c.num_attention_heads;
-    DecoderLayerWeights layer;
-    layer.input_layernorm = ones(c.hidden_size);
-    layer.post_attention_layernorm = ones(c.hidden_size);
-    layer.self_attn.q_proj = matrix(heads * c.qk_head_dim(), c.hidden_size);
-    layer.self_attn.kv_a_proj_with_mqa = matrix(c.cache_row_width(), c.hidden_size);
-    layer.self_attn.kv_a_layernorm = ones(c.kv_lora_rank);
-    layer.self_attn.kv_b_proj = matrix(heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank);
-    layer.self_attn.o_proj = matrix(c.hidden_size, heads * c.v_head_dim);
-    const MixtureOfExpertsConfig& experts = config_.experts;
-    if (experts.n_routed_experts == 0) {
-      layer.mlp = mlp(config_.intermediate_size);
-      return layer;
-    }
-    MixtureOfExpertsWeights mixture;
-    mixture.router.gate = matrix(experts.n_routed_experts, c.hidden_size);
-    for (Index e = 0; e < experts.n_routed_experts; ++e)
-      mixture.experts.push_back(mlp(experts.moe_intermediate_size));
-    mixture.shared_experts = mlp(experts.n_shared_experts * experts.moe_intermediate_size);
-    layer.mlp = std::move(mixture);
-    return layer;
-  }
-
-  ModelConfig config_;
-  WeightFormat format_;
-  double elements_ = 0.0;
-  std::vector<std::shared_ptr<void>> memory_;
-  DecoderWeights weights_;
+  RandomCheckpoint checkpoint_;
   std::optional<DecoderModel> model_;
+  double load_seconds_ = 0.0, before_ = 0.0, loaded_ = 0.0;
 };
 
-double megabytes = 400.0;
-
 /// The last one stays for the next row, if that needs the same.
-const RandomModel& random_model(bool experts, WeightFormat format) {
-  static std::unique_ptr<RandomModel> model;
-  static std::pair made = {false, WeightFormat::float32};
-  if (!model || made != std::pair(experts, format)) {
+LoadedModel& loaded_model(const benchmark::State& state) {
+  static std::unique_ptr<LoadedModel> model;
+  static std::pair made = {Index{0}, Index{0}};
+  const std::pair wanted = {state.range(1), state.range(2)};
+  if (!model || made != wanted) {
     model.reset();
-    model = std::make_unique<RandomModel>(experts, format, megabytes);
-    made = {experts, format};
+    ModelDims dims = model_dims().at(static_cast<std::size_t>(state.range(2)));
+    if (settings.layers) dims.layers = *settings.layers;
+    model = std::make_unique<LoadedModel>(dims, static_cast<WeightFormat>(state.range(1)));
+    made = wanted;
   }
   return *model;
+}
+
+CacheFormat cache_for_weights(const benchmark::State& state) {
+  return state.range(1) == 0 ? CacheFormat::float32 : CacheFormat::bfloat16;
 }
 
 std::vector<TokenId> some_tokens(Index count, const DecoderModel& model, Index first = 0) {
@@ -206,56 +158,89 @@ class Texts {
 void decode(benchmark::State& state) {
   const Index texts = state.range(4);
   Bench bench(state, static_cast<int>(state.range(3)));
-  const WeightFormat format = weight_format_of(state);
-  const RandomModel& model = random_model(state.range(2) != 0, format);
-  Texts batch(model.decoder(), cache_format_of(state), texts, bench.context);
-  const double tokens = double(texts), bytes = bytes_of(format) * model.elements_of(tokens);
+  const LoadedModel& model = loaded_model(state);
+  const RandomCheckpoint& weights = model.checkpoint();
+  Texts batch(model.decoder(), cache_for_weights(state), texts, bench.context);
+  const double tokens = double(texts);
+  const double flops = 2.0 * tokens * (weights.elements_of_token() + weights.elements_of_head());
   const double seconds =
-      Meter(state, bench.context).run(2.0 * tokens * model.elements_of(1.0), bytes, [&] {
-        batch.step();
-      });
+      Meter(state, bench.context).run(flops, weights.bytes_of(tokens), [&] { batch.step(); });
   state.counters["tokens/s"] = tokens / seconds;
-  state.counters["model_MB"] = model.megabytes();
+  model.report(state);
 }
 
 void prompt(benchmark::State& state) {
   Bench bench(state, static_cast<int>(state.range(3)));
-  const RandomModel& model = random_model(state.range(2) != 0, weight_format_of(state));
+  LoadedModel& model = loaded_model(state);
+  model.load();
   const DecoderModel& decoder = model.decoder();
+  const RandomCheckpoint& weights = model.checkpoint();
   const std::vector<TokenId> tokens = some_tokens(kPrompt, decoder);
-  DecoderState caches(decoder.config(), cache_format_of(state));
+  DecoderState caches(decoder.config(), cache_for_weights(state));
   RowMajorMatrix logits(1, decoder.vocab_size());
-  // The head makes logits of the last token only.
-  const double head = double(decoder.vocab_size() * decoder.hidden_size());
-  const double flops = 2.0 * (double(kPrompt) * (model.elements_of(1.0) - head) + head);
-  const double seconds = Meter(state, bench.context).run(flops, 0.0, [&] {
+  const auto run = [&] {
     caches.clear();
     decoder.forward(tokens, caches, logits, bench.context);
-  });
+  };
+  const double start = seconds_of(state.range(3));
+  run();
+  const double first = seconds_of(state.range(3)) - start;
+  // The head makes logits of the last token only.
+  const double flops =
+      2.0 * (double(kPrompt) * weights.elements_of_token() + weights.elements_of_head());
+  const double seconds =
+      Meter(state, bench.context).run(flops, weights.bytes_of(double(kPrompt)), run);
   state.counters["tokens/s"] = double(kPrompt) / seconds;
-  state.counters["model_MB"] = model.megabytes();
+  state.counters["first_tokens/s"] = double(kPrompt) / first;
+  model.report(state);
 }
 
 void register_rows() {
   const Index cores = std::max<Index>(1, std::thread::hardware_concurrency());
   const auto row = [](const char* name, auto* run, const std::vector<Index>& args) {
     benchmark::RegisterBenchmark(name, run)
-        ->ArgNames({"isa", "type", "experts", "threads", "texts"})
+        ->ArgNames({"isa", "type", "dims", "threads", "texts"})
         ->Args({args.begin(), args.end()})
         ->UseManualTime()
         ->Iterations(7)
         ->Unit(benchmark::kMillisecond);
   };
-  for (const Index experts : {0, 1})
-    for (const Index type : {1, 0})
+  const std::vector<Index> all_dims =
+      settings.dims ? std::vector{*settings.dims} : std::vector<Index>{0, 1};
+  const std::vector<Index> types =
+      settings.type ? std::vector{*settings.type} : std::vector<Index>{1, 3, 4, 5, 0};
+  for (const Index dims : all_dims)
+    for (const Index type : types)
       for (const Index isa : isas()) {
         if (type == 0 && isa != isas().front()) continue;  // the same arithmetic
         for (const Index threads : std::set<Index>{1, cores}) {
-          for (const Index texts : {1, 8})
-            row("Decode", decode, {isa, type, experts, threads, texts});
-          row("Prompt", prompt, {isa, type, experts, threads, 1});
+          row("Prompt", prompt, {isa, type, dims, threads, 1});
+          for (const Index texts : {1, 8}) row("Decode", decode, {isa, type, dims, threads, texts});
         }
       }
+}
+
+// Options that the benchmark library did not take. Whether they are understood.
+bool read_settings(std::span<char*> words) {
+  for (std::size_t i = 0; i + 1 < words.size(); i += 2) {
+    const std::string_view name = words[i], value = words[i + 1];
+    if (name == "--layers") {
+      settings.layers = std::atoi(words[i + 1]);
+    } else if (name == "--folder") {
+      settings.folder = value;
+    } else if (name == "--type") {
+      settings.type = std::atoi(words[i + 1]);
+    } else if (name == "--dims") {
+      const std::vector<ModelDims> all = model_dims();
+      const auto found =
+          std::ranges::find_if(all, [&](const ModelDims& dims) { return dims.name == value; });
+      if (found == all.end()) return false;
+      settings.dims = found - all.begin();
+    } else {
+      return false;
+    }
+  }
+  return words.size() % 2 == 0;
 }
 
 }  // namespace
@@ -263,7 +248,13 @@ void register_rows() {
 
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
-  if (argc > 1) mla::bench::megabytes = std::atof(argv[1]);
+  if (!mla::bench::read_settings({argv + 1, argv + argc})) {
+    std::fprintf(stderr,
+                 "usage: bench_model [--layers N] [--folder DIR] [--dims dense|small|v2lite|v3] "
+                 "[--type N] [--benchmark_...]\n");
+    return 2;
+  }
   mla::bench::register_rows();
   benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
 }

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "kernel_benchmark.hpp"
+#include "random_weights.hpp"
 #if defined(MLA_BENCH_ONEDNN)
 #include "onednn_projection.hpp"
 #endif
@@ -14,41 +15,31 @@ namespace {
 
 constexpr Index kFewTokens = 16;
 
-// Calls body(T()) for the element type of the weights that a benchmark's argument names.
-template <class Body>
-void with_type(Index type, const Body& body) {
-  if (type == 0)
-    body(float());
-  else if (type == 1)
-    body(bfloat16());
-  else
-    body(float16());
-}
-
 // Few tokens take other weights each time, beyond any cache.
 Index copies_of(Index tokens, double bytes) {
-  return tokens <= kFewTokens ? std::max<Index>(1, static_cast<Index>(1e9 / bytes)) : 1;
+  const double all = quick ? 1e8 : 1e9;
+  return tokens <= kFewTokens ? std::max<Index>(1, static_cast<Index>(all / bytes)) : 1;
 }
 
 // x [tokens, in] by weights [out, in].
 void BM_Projection(benchmark::State& state) {
   const Index in = state.range(2), out = state.range(3), tokens = state.range(4);
   Bench bench(state, static_cast<int>(state.range(5)));
+  const auto format = static_cast<WeightFormat>(state.range(1));
   const auto x = random_values<float>(tokens * in);
   std::vector<float> y(static_cast<std::size_t>(tokens * out));
-  with_type(state.range(1), [&](auto type) {
-    using T = decltype(type);
-    const double bytes = static_cast<double>(in * out) * sizeof(T);
-    const Index copies = copies_of(tokens, bytes);
-    const auto weights = random_values<T>(copies * in * out, 0.05f);
-    Index copy = 0;
-    Meter(state, bench.context)
-        .run(2.0 * static_cast<double>(in * out * tokens), tokens <= kFewTokens ? bytes : 0.0, [&] {
-          const Linear linear(WeightView(weights.data() + copy * in * out, out, in));
-          linear.forward({x.data(), tokens, in}, {y.data(), tokens, out}, bench.context);
-          copy = (copy + 1) % copies;
-        });
-  });
+  RandomWeights memory;
+  std::vector<WeightView> weights = {memory.matrix(format, out, in)};
+  const double bytes = RandomWeights::bytes_of(weights[0]);
+  while (std::ssize(weights) < copies_of(tokens, bytes))
+    weights.push_back(memory.matrix(format, out, in));
+  std::size_t copy = 0;
+  Meter(state, bench.context)
+      .run(2.0 * static_cast<double>(in * out * tokens), tokens <= kFewTokens ? bytes : 0.0, [&] {
+        const Linear linear(weights[copy]);
+        linear.forward({x.data(), tokens, in}, {y.data(), tokens, out}, bench.context);
+        copy = (copy + 1) % weights.size();
+      });
 }
 
 // The same products as BM_Projection by Eigen, float32 weights.
@@ -98,6 +89,10 @@ void projection_arguments(benchmark::internal::Benchmark* b) {
     for (Index isa : isas())
       for (const auto& [in, out] : kProjections) b->Args({isa, 1, in, out, tokens, 1});
     b->Args({isas()[0], 0, 7168, 1536, tokens, 1});
+    for (Index isa : isas())
+      for (const WeightFormat type :
+           {WeightFormat::fp8_e4m3, WeightFormat::int8, WeightFormat::int4})
+        b->Args({isa, static_cast<Index>(type), 7168, 1536, tokens, 1});
   }
   for (Index isa : isas()) b->Args({isa, 1, 16384, 7168, 64, 2});
 }
@@ -108,11 +103,14 @@ void other_projection_arguments(benchmark::internal::Benchmark* b) {
     for (const auto& [in, out] : kProjections) b->Args({isas().back(), in, out, tokens});
 }
 
-BENCHMARK(BM_Projection)->Apply(projection_arguments)->UseManualTime()->MinTime(0.3);
-BENCHMARK(BM_ProjectionEigen)->Apply(other_projection_arguments)->UseManualTime()->MinTime(0.3);
-#if defined(MLA_BENCH_ONEDNN)
-BENCHMARK(BM_ProjectionOneDnn)->Apply(other_projection_arguments)->UseManualTime()->MinTime(0.3);
-#endif
-
 }  // namespace
+
+void add_projection_rows() {
+  add_rows("BM_Projection", &BM_Projection, &projection_arguments);
+  add_rows("BM_ProjectionEigen", &BM_ProjectionEigen, &other_projection_arguments);
+#if defined(MLA_BENCH_ONEDNN)
+  add_rows("BM_ProjectionOneDnn", &BM_ProjectionOneDnn, &other_projection_arguments);
+#endif
+}
+
 }  // namespace mla::bench

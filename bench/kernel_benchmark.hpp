@@ -8,26 +8,48 @@
 #include <cstdint>
 #include <iterator>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "machine.hpp"
 #include "mla/core/eigen_executor.hpp"
 #include "mla/mla.hpp"
 
-// What the files of bench_kernels share. Arguments are named in the output. isa: 0 scalar, 1 avx2,
-// 2 avx512, 3 avx512_bf16, 4 amx, 5 neon, 6 neon_bf16. type, of the cache or of the weights: 0 f32,
-// 1 bf16, 2 f16.
+// What the files of bench_kernels share. Arguments are named in the output. isa is the number of an
+// instruction set, whose name ends the row; type, of the cache or of the weights: 0 f32, 1 bf16,
+// 2 f16; of weights also 3 fp8, 4 int8, 5 int4, 6 fp4; of the cache also 3 int8, 4 fp8, 5 int4.
 
 namespace mla::bench {
 
-inline simd::Isa isa_of(const benchmark::State& state) {
-  return static_cast<simd::Isa>(state.range(0));
+/// Of a benchmark whose first argument it is; its name becomes the label of the row.
+inline simd::Isa isa_of(benchmark::State& state) {
+  const auto isa = static_cast<simd::Isa>(state.range(0));
+  state.SetLabel(std::string(simd::name_of(isa)));
+  return isa;
 }
 
 /// Of a benchmark whose second argument is the type of its cache.
 inline CacheFormat cache_format_of(const benchmark::State& state) {
   return static_cast<CacheFormat>(state.range(1));
 }
+
+/// All rows once, to see that they run and about what they say: bench_kernels --quick.
+inline bool quick = false;
+
+/// A benchmark that measures its own time, with the rows that `arguments` makes.
+inline void add_rows(const char* name, void (*run)(benchmark::State&),
+                     void (*arguments)(benchmark::internal::Benchmark*)) {
+  auto* const rows = benchmark::RegisterBenchmark(name, run)->Apply(arguments)->UseManualTime();
+  if (quick)
+    rows->Iterations(1);
+  else
+    rows->MinTime(0.3);
+}
+
+// The rows of each file.
+void add_attention_form_rows();
+void add_expert_rows();
+void add_projection_rows();
 
 inline ReadBandwidth& read_bandwidth() {
   static ReadBandwidth probe;
@@ -69,6 +91,7 @@ class Meter {
     if (bytes > 0.0) {
       report("B/s", bytes / time);
       report("of_bandwidth", bytes / time / median(bandwidth_));
+      report("of_roofline", std::max(flops / median(peak_), bytes / median(bandwidth_)) / time);
     }
     return time;
   }

@@ -3,8 +3,8 @@
 
 #include <cstdio>
 #include <mla/io/load_attention_weights.hpp>
-#include <mla/io/read_attention_config.hpp>
 #include <mla/mla.hpp>
+#include <mla/model/read_attention_config.hpp>
 #include <string>
 #include <vector>
 

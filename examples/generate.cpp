@@ -1,10 +1,11 @@
-// mla-generate MODEL_DIR: continues a text with a model of the DeepSeek-V3 family, straight from
-// the files as they were downloaded. See docs/generate.md.
+// mla-generate MODEL_DIR: continues a text, or answers the turns of a chat, straight from the files
+// of a model as they were downloaded. See docs/generate.md.
 
 #include <unistd.h>
 
 #include <array>
 #include <cstdio>
+#include <iostream>
 #include <mla/model/decoder_model.hpp>
 #include <mla/model/decoder_state.hpp>
 #include <mla/model/generate.hpp>
@@ -18,6 +19,7 @@
 #include <string_view>
 #include <vector>
 
+#include "programs/chat.hpp"
 #include "programs/command_line.hpp"
 #include "programs/files.hpp"
 #include "programs/model_options.hpp"
@@ -33,10 +35,15 @@ using mla::TokenId;
 
 constexpr const char* kName = "mla-generate";
 std::string usage() {
-  return "usage: mla-generate MODEL_DIR --prompt TEXT | --prompt-file FILE | --prompt-ids 1,2,3\n"
+  return "usage: mla-generate MODEL_DIR --prompt TEXT | --prompt-file FILE | --prompt-ids 1,2,3 | "
+         "--chat\n"
          "  --prompt-file FILE      the text in FILE, - for standard input\n"
          "  --prompt-ids IDS        token ids as they are: no BOS is added\n"
-         "  --max-tokens N          at most N new tokens (128)\n"
+         "  --chat                  answers each line of standard input, by the model's chat "
+         "template\n"
+         "  --system TEXT           of a chat: what comes before its turns\n"
+         "  --thinking on|off       of a chat: enable_thinking of the template, where it has that\n"
+         "  --max-tokens N          at most N new tokens (128; of a chat: per answer)\n"
          "  --temperature T         0: always the most likely token. Default 0, but 1 with one of "
          "these:\n"
          "  --top-k N               only the N most likely tokens (0: all)\n"
@@ -44,6 +51,10 @@ std::string usage() {
          "  --min-p P               only tokens at least P times as likely as the best (0)\n"
          "  --repetition-penalty R  above 1: tokens of the text so far are less likely (1)\n"
          "  --seed N                another sample (0); the same seed gives the same text\n"
+         "  --window N              each token sees the first ones and the last N only: the text "
+         "goes "
+         "on for ever\n"
+         "  --keep N                how many first ones (4)\n"
          "  --speculative           draft by multi-token prediction; greedy text stays the same\n" +
          mla::programs::model_usage() +
          "  --ids                   print token ids, one a line, in place of text\n"
@@ -58,7 +69,9 @@ struct Options {
   std::optional<std::vector<TokenId>> prompt_ids;
   Index max_tokens = 128;
   mla::SamplerOptions sampler;
-  bool speculative = false, ids = false, stats = false;
+  mla::SlidingWindow window;
+  bool speculative = false, ids = false, stats = false, chat = false;
+  std::optional<std::string> system, thinking;
 };
 
 mla::SamplerOptions parse_sampler(const mla::programs::CommandLine& line) {
@@ -74,11 +87,23 @@ mla::SamplerOptions parse_sampler(const mla::programs::CommandLine& line) {
   return options;
 }
 
+void parse_chat(const mla::programs::CommandLine& line, Options& options) {
+  options.system = line.text("--system");
+  options.thinking = line.text("--thinking");
+  mla::require(!options.thinking || *options.thinking == "on" || *options.thinking == "off",
+               "--thinking must be on or off, got ", options.thinking.value_or(""));
+  for (const char* option : {"--system", "--thinking"})
+    mla::require(options.chat || !line.text(option), option, " is for --chat");
+  mla::require(!options.chat || !line.has("--ids"), "--ids is not for --chat");
+}
+
 Options parse(const std::vector<std::string>& words) {
   const auto names = mla::programs::with_model_options(
       {"--prompt", "--prompt-file", "--prompt-ids", "--max-tokens", "--temperature", "--top-k",
-       "--top-p", "--min-p", "--repetition-penalty", "--seed"});
-  constexpr std::array<std::string_view, 3> kFlags = {"--speculative", "--ids", "--stats"};
+       "--top-p", "--min-p", "--repetition-penalty", "--seed", "--window", "--keep", "--system",
+       "--thinking"});
+  constexpr std::array<std::string_view, 4> kFlags = {"--speculative", "--ids", "--stats",
+                                                      "--chat"};
   const mla::programs::CommandLine line(words, names, kFlags);
   mla::require(line.rest().size() == 1, "one MODEL_DIR is needed, got ", line.rest().size());
   Options options;
@@ -89,12 +114,18 @@ Options parse(const std::vector<std::string>& words) {
     options.prompt_ids = mla::programs::parse_token_ids(*ids, "--prompt-ids");
     mla::require(!options.prompt_ids->empty(), "--prompt-ids has no ids");
   }
-  const int prompts =
-      options.prompt.has_value() + options.prompt_file.has_value() + options.prompt_ids.has_value();
-  mla::require(prompts == 1, "one of --prompt, --prompt-file and --prompt-ids is needed, got ",
-               prompts);
+  options.chat = line.has("--chat");
+  const int prompts = options.prompt.has_value() + options.prompt_file.has_value() +
+                      options.prompt_ids.has_value() + options.chat;
+  mla::require(prompts == 1,
+               "one of --prompt, --prompt-file, --prompt-ids and --chat is needed, got ", prompts);
+  parse_chat(line, options);
   options.max_tokens = line.number("--max-tokens", options.max_tokens, Index{0});
   options.sampler = parse_sampler(line);
+  options.window.rows = line.number("--window", Index{0}, Index{0});
+  mla::require(options.window || !line.has("--keep"), "--keep needs --window");
+  if (options.window) options.window.keep = line.number("--keep", Index{4}, Index{0});
+  mla::require(!options.chat || !options.window, "--window is not for --chat");
   options.speculative = line.has("--speculative");
   options.ids = line.has("--ids");
   options.stats = line.has("--stats");
@@ -135,9 +166,11 @@ std::vector<TokenId> read_prompt(const Options& options, const mla::Tokenizer* t
   }
 }
 
-void check_prompt(const std::vector<TokenId>& prompt, const mla::ModelConfig& config) {
+void check_prompt(const std::vector<TokenId>& prompt, const mla::ModelConfig& config,
+                  const mla::SlidingWindow& window) {
   mla::require(!prompt.empty(), "the prompt is empty");
-  mla::require(std::ssize(prompt) <= config.max_position_embeddings, "the prompt has ",
+  mla::require_window(window, config.max_position_embeddings);
+  mla::require(window || std::ssize(prompt) <= config.max_position_embeddings, "the prompt has ",
                prompt.size(), " tokens, but the context of the model only ",
                config.max_position_embeddings);
   for (const TokenId token : prompt)
@@ -175,15 +208,15 @@ void print_stats(const mla::GenerationResult& result, const mla::DecoderState& s
                  result.accepted_tokens, 100.0 * result.acceptance());
 }
 
+// Continues the text in `state`; its new tokens go to `writer` and to the end of `seen`.
 void generate(const Options& options, const mla::DecoderModel& model,
-              std::span<const TokenId> prompt, Writer& writer) {
-  mla::programs::Machine machine(options.model);
-  mla::DecoderState state(model.config(), options.model.cache);
-  mla::Sampler sampler(model.vocab_size(), options.sampler);
+              std::span<const TokenId> prompt, mla::DecoderState& state, mla::Sampler& sampler,
+              mla::Context& context, Writer& writer, std::vector<TokenId>& seen) {
   mla::programs::ProgressBar progress("reading the prompt");
   mla::GenerationOptions generation;
   generation.max_tokens = options.max_tokens;
   generation.speculative = options.speculative;
+  generation.window = options.window;
   generation.prefill_mode = generation.decode_mode = options.model.mode;
   generation.chunk_tokens = 64;  // often enough to see progress
   generation.on_prefill = [&](Index done, Index all) {
@@ -192,9 +225,10 @@ void generate(const Options& options, const mla::DecoderModel& model,
   };
   generation.on_token = [&](TokenId token) {
     writer.push(token);
+    seen.push_back(token);
     return true;
   };
-  const auto result = mla::generate(model, state, prompt, sampler, machine.context(), generation);
+  const auto result = mla::generate(model, state, prompt, sampler, context, generation);
   writer.finish();
   if (result.stop == mla::StopReason::context_full)
     mla::programs::complain(
@@ -205,6 +239,34 @@ void generate(const Options& options, const mla::DecoderModel& model,
   if (options.stats) print_stats(result, state, model.config().attention);
 }
 
+// Answers one line after the other.
+void chat(const Options& options, const mla::DecoderModel& model, const mla::Tokenizer& tokenizer) {
+  mla::ChatOptions variables;
+  if (options.thinking) {
+    const char* const value = *options.thinking == "on" ? "true" : "false";
+    variables.variables = {{"enable_thinking", value}, {"thinking", value}};
+  }
+  mla::programs::Chat turns(options.model.directory, tokenizer, variables);
+  if (options.system) turns.add("system", *options.system);
+  mla::programs::Machine machine(options.model);
+  mla::DecoderState state(model.config(), options.model.cache);
+  mla::Sampler sampler(model.vocab_size(), options.sampler);
+  mla::programs::complain(kName, describe(options.model));
+  std::vector<TokenId> seen;
+  for (std::string line; std::getline(std::cin, line);) {
+    turns.add("user", line);
+    const std::vector<TokenId> prompt = turns.continue_from(state, seen);
+    seen.resize(static_cast<std::size_t>(state.size()));
+    seen.insert(seen.end(), prompt.begin(), prompt.end());
+    const auto answer = std::ssize(seen);
+    Writer writer(&tokenizer);
+    generate(options, model, prompt, state, sampler, machine.context(), writer, seen);
+    if (::isatty(STDOUT_FILENO) == 0) mla::programs::write_output("\n");
+    turns.add("assistant",
+              tokenizer.decode(std::span(seen).subspan(static_cast<std::size_t>(answer))));
+  }
+}
+
 void run(Options options) {
   const mla::DecoderModel model = mla::programs::load_model(options.model);
   if (options.model.threads == 0)
@@ -212,11 +274,16 @@ void run(Options options) {
   std::optional<mla::Tokenizer> tokenizer;
   if (!options.prompt_ids || !options.ids)
     tokenizer = mla::programs::load_tokenizer(options.model.directory, model.config());
+  if (options.chat) return chat(options, model, *tokenizer);
   const auto prompt = read_prompt(options, tokenizer ? &*tokenizer : nullptr);
-  check_prompt(prompt, model.config());
+  check_prompt(prompt, model.config(), options.window);
   mla::programs::complain(kName, describe(options.model));
+  mla::programs::Machine machine(options.model);
+  mla::DecoderState state(model.config(), options.model.cache);
+  mla::Sampler sampler(model.vocab_size(), options.sampler);
   Writer writer(options.ids ? nullptr : &*tokenizer);
-  generate(options, model, prompt, writer);
+  std::vector<TokenId> seen;
+  generate(options, model, prompt, state, sampler, machine.context(), writer, seen);
 }
 
 }  // namespace

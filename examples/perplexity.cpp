@@ -139,7 +139,7 @@ class Scorer {
 
   const mla::DecoderModel& model_;
   mla::programs::Machine machine_;
-  mla::Mode mode_;
+  mla::AttentionForm mode_;
   mla::DecoderState state_;
   std::vector<TokenId> input_;  // [window] BOS first
   RowMajorMatrix hidden_;       // [window, hidden_size]

@@ -4,7 +4,7 @@
 
 #include "fuzz.hpp"
 #include "mla/io/load_attention_weights.hpp"
-#include "mla/io/read_attention_config.hpp"
+#include "mla/model/read_attention_config.hpp"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // config.json and generation_config.json of a model: two texts in one input.
 
 #include "fuzz.hpp"
-#include "mla/io/read_attention_config.hpp"
+#include "mla/model/read_attention_config.hpp"
 #include "mla/model/read_model_config.hpp"
 #include "mla/ops/rope.hpp"
 

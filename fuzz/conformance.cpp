@@ -36,6 +36,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     options.weights = mla::WeightFormat::bfloat16;
     options.cache = mla::CacheFormat::bfloat16;
   }
+  if (size % 3 == 0) options.cache = mla::CacheFormat::int8;
   mla::fuzz::only_documented_errors([&] {
     file.write(mla::fuzz::text_of(data, size));
     if (generates_much(mla::SafetensorsFile(file.path()))) return;

@@ -40,6 +40,15 @@ if [ "$what" = fuzz ]; then
   need clang-16 has_tool clang++-16
   need libclang-rt-16-dev has_sanitizers
 fi
+if [ "$what" = test ] || [ "$what" = all ]; then  # without these, mla-server or the Python package is left out
+  has_header httplib.h || optional+=(libcpp-httplib-dev)
+  has_python() { /usr/bin/python3 -c "import $1" 2>/dev/null || python3 -c "import $1" 2>/dev/null; }
+  has_header pybind11/pybind11.h || optional+=(pybind11-dev)
+  compgen -G '/usr/include/python3*/Python.h' >/dev/null || optional+=(python3-dev)
+  has_python numpy || optional+=(python3-numpy)
+  has_python pytest || optional+=(python3-pytest)
+  has_python pip || optional+=(python3-pip)
+fi
 if [ "$what" = all ]; then  # the test run is narrower without these, but it runs
   has_tool clang++-16 || optional+=(clang-16)
   has_sanitizers || optional+=(libclang-rt-16-dev)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from line_charts import Panel, Series, draw_figure
 
-ISAS = ["scalar", "avx2", "avx512", "avx512_bf16", "amx", "neon", "neon_bf16"]  # simd::Isa
 TYPES = ["float32", "bfloat16", "float16"]
 SPEED = "GFLOP/s (fraction of peak)"
 
@@ -24,6 +23,7 @@ SPEED = "GFLOP/s (fraction of peak)"
 class Run:
     benchmark: str
     arguments: dict  # name -> int
+    isa: str  # its name
     counters: dict  # name -> number
 
 
@@ -43,7 +43,7 @@ def read_runs(paths):
         arguments = {key: int(value) for key, value in pairs if value.isdigit()}
         numbers = [key for key, value in entries[0].items() if isinstance(value, (int, float))]
         counters = {key: statistics.median(entry[key] for entry in entries) for key in numbers}
-        runs.append(Run(benchmark, arguments, counters))
+        runs.append(Run(benchmark, arguments, entries[0].get("label", ""), counters))
     return runs
 
 
@@ -66,9 +66,11 @@ def speed_series(name, runs, x, dashed=False):
 
 
 def speed_by_isa(runs, benchmark, x, **arguments):
+    runs = select(runs, benchmark, **arguments)
+    names = {run.arguments["isa"]: run.isa for run in runs}
     all_series = [
-        speed_series(isa, select(runs, benchmark, isa=i, **arguments), x)
-        for i, isa in enumerate(ISAS)
+        speed_series(name, select(runs, benchmark, isa=isa), x)
+        for isa, name in sorted(names.items())
     ]
     return [series for series in all_series if len(series.points) > 1]
 
@@ -98,7 +100,7 @@ def projection_panels(runs):
 
 
 def form_series(context, runs):
-    """Time of the absorbed form by that of the other, marked where Mode::automatic switches."""
+    """Time of the absorbed form by that of the other, marked where AttentionForm::automatic switches."""
     runs = sorted(runs, key=lambda run: run.arguments["queries"])
     ratio = [run.counters["absorbed_s"] / run.counters["decompressed_s"] for run in runs]
     points = [(run.arguments["queries"], y) for run, y in zip(runs, ratio)]
@@ -118,7 +120,7 @@ def form_panels(runs):
     panels = []
     for rest, group in sorted(groups.items()):
         arguments = dict(rest)
-        title = f"{ISAS[arguments['isa']]}, {TYPES[arguments['type']]}, {arguments['heads']} heads"
+        title = f"{group[0].isa}, {TYPES[arguments['type']]}, {arguments['heads']} heads"
         if arguments.get("threads", 1) > 1:
             title += f", {arguments['threads']} threads"
         series = [

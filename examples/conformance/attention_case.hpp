@@ -14,7 +14,7 @@
 #include "case_weights.hpp"
 
 #include "mla/attention/reference.hpp"
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/tensor.hpp"
 
 namespace mla::conformance {
@@ -160,7 +160,9 @@ inline AttentionCase read_variant(const CaseFile& file, AttentionConfig config,
 inline std::vector<AttentionCase> read_attention_cases(const CaseFile& file, WeightFormat weights) {
   const std::string& kind = file.kind();
   if (kind != "mla" && kind != "mla_rope_pair" && kind != "tutorial")
-    file.fail("kind ", kind, " is not known; mla, mla_rope_pair, tutorial and rope_tables are");
+    file.fail("kind ", kind,
+              " is not known; mla, mla_rope_pair, tutorial, rope_tables, cache_rows_656 and "
+              "latent_cache are");
   AttentionConfig config = read_config(file);
   std::vector<AttentionCase> cases;
   cases.push_back(detail::read_variant(file, config, weights, ""));

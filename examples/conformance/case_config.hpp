@@ -6,10 +6,10 @@
 
 #include "case_file.hpp"
 
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/io/json.hpp"
-#include "mla/io/read_attention_config.hpp"
+#include "mla/model/read_attention_config.hpp"
 
 namespace mla::conformance {
 

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <set>
+#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -41,7 +42,8 @@ class CaseFile {
   /// Throws std::runtime_error, as all members do, that names the file and what is wrong with it.
   explicit CaseFile(const std::filesystem::path& path) : file_(path) {
     for (const auto& [name, stored] : file_.tensors())
-      tensors_[name] = {name, stored.shape, stored_values(stored)};
+      if (weight_format_of(stored.dtype))
+        tensors_[name] = {name, stored.shape, stored_values(stored)};
     if (!has_metadata("generator")) return;
     const nlohmann::json generator = json("generator");
     if (!generator.is_array()) fail("__metadata__.generator must be a list");
@@ -70,7 +72,7 @@ class CaseFile {
   bool contains(std::string_view name) const { return tensors_.contains(name); }
   const CaseTensor& tensor(std::string_view name) const {
     const auto found = tensors_.find(name);
-    if (found == tensors_.end()) fail("tensor ", name, " is missing");
+    if (found == tensors_.end()) refuse_missing(name);
     return found->second;
   }
   const CaseTensor& tensor(std::string_view name, const std::vector<Index>& shape) const {
@@ -91,11 +93,27 @@ class CaseFile {
     return result;
   }
 
+  /// Whether the file stores a tensor, of whatever type.
+  bool has_tensor(std::string_view name) const { return file_.tensors().contains(name); }
+  /// The bytes of a tensor of one of these types, which are no numbers here.
+  std::span<const std::byte> stored(std::string_view name, SafetensorsDType dtype,
+                                    const std::vector<Index>& shape) const {
+    if (!has_tensor(name)) fail("tensor ", name, " is missing");
+    const SafetensorsTensor& tensor = file_.tensor(name);
+    if (tensor.dtype != dtype || tensor.shape != shape)
+      fail("tensor ", name, " is ", name_of(tensor.dtype), " ", shape_text(tensor.shape),
+           ", expected ", name_of(dtype), " ", shape_text(shape));
+    return tensor.bytes;
+  }
+
   /// A weight or bias that `used` does not name means something that is not computed here.
   void refuse_other_weights(const std::set<std::string>& used) const {
     for (const auto& [name, tensor] : tensors_)
       if ((name.ends_with(".weight") || name.ends_with(".bias")) && !used.contains(name))
         fail("tensor ", name, " is not used by this configuration");
+    // Those of another type are not among tensors_: tensor() refuses them.
+    for (const auto& [name, stored] : file_.tensors())
+      if (name.ends_with(".weight") || name.ends_with(".bias")) static_cast<void>(tensor(name));
   }
 
   template <class... Parts>
@@ -104,12 +122,16 @@ class CaseFile {
   }
 
  private:
-  WeightView stored_values(const SafetensorsTensor& tensor) const {
+  // A tensor that is not there as numbers: see stored() for those of bytes.
+  [[noreturn]] void refuse_missing(std::string_view name) const {
+    if (has_tensor(name))
+      fail("tensor ", name, " has dtype ", name_of(file_.tensor(name).dtype), ", expected F32");
+    fail("tensor ", name, " is missing");
+  }
+
+  static WeightView stored_values(const SafetensorsTensor& tensor) {
     const Index elements = std::ssize(tensor.bytes) / bytes_of(tensor.dtype);
-    const std::optional<WeightFormat> format = weight_format_of(tensor.dtype);
-    if (!format)
-      fail("tensor ", tensor.name, " has dtype ", name_of(tensor.dtype), ", expected F32");
-    return {tensor.bytes.data(), *format, 1, elements};
+    return {tensor.bytes.data(), *weight_format_of(tensor.dtype), 1, elements};
   }
 
   // A generated tensor that is stored as well, to check generators with, must be the same.

@@ -11,8 +11,8 @@
 #include "case_config.hpp"
 #include "case_file.hpp"
 
-#include "mla/attention/weights.hpp"
-#include "mla/core/config.hpp"
+#include "mla/attention/attention_weights.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/core/weight_view.hpp"
 

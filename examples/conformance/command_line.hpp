@@ -16,7 +16,9 @@
 #include <vector>
 
 #include "case_file.hpp"
+#include "eviction_case.hpp"
 #include "model_case.hpp"
+#include "programs/cache_formats.hpp"
 #include "programs/isa_names.hpp"
 #include "programs/printable.hpp"
 #include "programs/run_program.hpp"
@@ -31,12 +33,13 @@ namespace mla::conformance {
 
 inline std::string usage() {
   return "usage: mla-conformance PATH... [--isa ISA] [--mode absorbed|decompressed]\n"
-         "                       [--weights f32|bf16] [--cache f32|bf16|f16]\n"
-         "                       [--tolerance 1e-3]\n"
+         "                       [--weights f32|bf16] [--cache FORMAT] [--tolerance 1e-3]\n"
+         "                       [--model DIR]\n"
          "PATH is a case file, a directory of them (*.safetensors), or the directory of a model\n"
-         "with a goldens.safetensors; --tolerance is for models, --weights is not. ISA is one of\n"
+         "with a goldens.safetensors; --tolerance is for models, --weights is not. --model is the\n"
+         "model of eviction cases. ISA is one of\n"
          "  " +
-         programs::isa_names() +
+         programs::isa_names() + "\nand FORMAT one of\n  " + programs::cache_names() +
          "\n"
          "See docs/conformance.md. --version prints the version, and nothing else.\n"
          "Exit status: 0 all cases pass, 1 some fail, 2 wrong usage or a file that cannot be\n"
@@ -56,16 +59,10 @@ inline WeightFormat read_weights(const std::string& name) {
   throw_invalid("--weights must be f32 or bf16, got ", name);
 }
 
-inline CacheFormat read_cache(const std::string& name) {
-  for (const auto format : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16})
-    if (name == name_of(format)) return format;
-  throw_invalid("--cache must be f32, bf16 or f16, got ", name);
-}
-
-inline Mode read_mode(const std::string& name) {
+inline AttentionForm read_mode(const std::string& name) {
   require(name == "absorbed" || name == "decompressed",
           "--mode must be absorbed or decompressed, got ", name);
-  return name == "absorbed" ? Mode::absorbed : Mode::decompressed;
+  return name == "absorbed" ? AttentionForm::absorbed : AttentionForm::decompressed;
 }
 
 inline double read_tolerance(const std::string& text) {
@@ -87,14 +84,15 @@ inline Arguments read_arguments(std::span<const std::string> words) {
       continue;
     }
     const bool known = word == "--isa" || word == "--mode" || word == "--weights" ||
-                       word == "--cache" || word == "--tolerance";
+                       word == "--cache" || word == "--tolerance" || word == "--model";
     require(known, "unknown option ", word);
     require(i + 1 < words.size(), word, " needs a value");
     const std::string& value = words[++i];
     if (word == "--isa") arguments.options.kernels = programs::parse_isa(value);
     if (word == "--mode") arguments.options.modes = {read_mode(value)};
     if (word == "--weights") arguments.options.weights = read_weights(value);
-    if (word == "--cache") arguments.options.cache = read_cache(value);
+    if (word == "--cache") arguments.options.cache = programs::parse_cache(value);
+    if (word == "--model") arguments.options.model = value;
     if (word == "--tolerance") arguments.options.model_tolerance = read_tolerance(value);
   }
   require(!arguments.paths.empty(), "no case file or directory given");
@@ -145,6 +143,8 @@ inline void print(const Report& report, Tally& tally, std::ostream& out) {
 
 inline void run_file(const std::filesystem::path& path, const Options& options, Tally& tally,
                      std::ostream& out) {
+  if (is_eviction_case(path))
+    return run_eviction(path, options, [&](const Report& report) { print(report, tally, out); });
   const CaseFile file(path);
   for (const Report& report : run_case(file, options)) print(report, tally, out);
 }

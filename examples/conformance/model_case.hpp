@@ -96,7 +96,7 @@ class ModelCase {
   ModelCase(const DecoderModel& model, ModelGoldens& goldens, const Options& options)
       : model_(model), goldens_(goldens), options_(options), context_(*options.kernels) {}
 
-  std::vector<Report> run(const std::string& prompt, Mode mode) {
+  std::vector<Report> run(const std::string& prompt, AttentionForm mode) {
     prompt_ = prompt;
     mode_ = mode;
     reports_.clear();
@@ -127,9 +127,15 @@ class ModelCase {
     });
   }
 
+  // LongRoPE: the rotation is that of a text of this length, as in goldens of one call each.
+  DecoderState state_for(Index context_tokens) const {
+    const bool chosen = model_.config().attention.rope_scaling.type == RopeScalingType::longrope;
+    return DecoderState(model_.config(), options_.cache, chosen ? context_tokens : 0);
+  }
+
   void add(Check check) {
     const std::string reason = std::string(name_of(options_.cache)) + " cache";
-    const char* mode = mode_ == Mode::absorbed ? "absorbed" : "decompressed";
+    const char* mode = mode_ == AttentionForm::absorbed ? "absorbed" : "decompressed";
     reports_.push_back({prompt_, mode, {std::move(check)}, reason});
   }
 
@@ -139,7 +145,7 @@ class ModelCase {
     const bool record =
         !goldens_.endings(name("hidden.")).empty() || !goldens_.endings(name("router.")).empty();
     DecoderObserver* observer = record ? &recorder_ : nullptr;
-    DecoderState state(model_.config(), options_.cache);
+    DecoderState state = state_for(tokens());
     norm_.resize(tokens(), model_.hidden_size());
     model_.forward_hidden(tokens_, state, norm_, context_, {.mode = mode_, .observer = observer});
     drafts_.resize(tokens() - 1, model_.vocab_size());
@@ -217,7 +223,7 @@ class ModelCase {
     const Index count = model_.config().experts.num_experts_per_tok;
     const Index rows = std::ssize(routing.experts) / count;
     if (expects(scores)) {
-      const Index all = model_.config().experts.n_routed_experts;
+      const Index all = model_.config().experts.choices();
       checks.scores.push_back(compare_values(scores, goldens_.floats(name(scores), {rows, all}),
                                              routing.scores, options_.model_tolerance));
     }
@@ -276,7 +282,7 @@ class ModelCase {
       return true;
     };
     Sampler sampler(model_.vocab_size(), {.temperature = 0.0});
-    DecoderState state(model_.config(), options_.cache);
+    DecoderState state = state_for(tokens() + std::ssize(expected));
     generate(model_, state, tokens_, sampler, context_, options);
     Check check{what, 0.0, 1.0, 0.0};
     for (std::size_t i = 0; i < expected.size(); ++i)
@@ -289,7 +295,7 @@ class ModelCase {
   const Options& options_;
   Context context_;
   std::string prompt_;
-  Mode mode_ = Mode::automatic;
+  AttentionForm mode_ = AttentionForm::automatic;
   std::vector<TokenId> tokens_;
   Recorder recorder_;
   RowMajorMatrix norm_;    // [tokens, hidden_size] after model.norm
@@ -303,7 +309,7 @@ void run_prompts(const DecoderModel& model, ModelGoldens& goldens, const Options
   ModelCase model_case(model, goldens, options);
   bool any = false;
   for (const std::string& prompt : goldens.prompts())
-    for (const Mode mode : options.modes)
+    for (const AttentionForm mode : options.modes)
       for (const Report& report : model_case.run(prompt, mode)) {
         print(report);
         any = true;
@@ -327,7 +333,7 @@ std::vector<std::string> run_model(const std::filesystem::path& directory, const
   require(options.weights == WeightFormat::float32,
           "--weights is for attention cases; a model's are used as they are");
   ModelGoldens goldens(directory / "goldens.safetensors");
-  const DecoderModel model = DecoderModel::load(directory, WeightFormat::float32);  // fp8 as it is
+  const DecoderModel model = DecoderModel::load(directory);
   detail::run_prompts(model, goldens, options, print);
   return goldens.unread();
 }

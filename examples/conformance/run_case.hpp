@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "attention_case.hpp"
+#include "cache_cases.hpp"
 #include "case_file.hpp"
 #include "largest_logit.hpp"
 #include "report.hpp"
@@ -26,11 +27,12 @@
 namespace mla::conformance {
 
 struct Options {
-  std::vector<Mode> modes = {Mode::absorbed, Mode::decompressed};
+  std::vector<AttentionForm> modes = {AttentionForm::absorbed, AttentionForm::decompressed};
   WeightFormat weights = WeightFormat::float32;  ///< float32: as stored; bfloat16: rounded
   CacheFormat cache = CacheFormat::float32;
   const simd::Kernels* kernels = &simd::kernels();
   double model_tolerance = 1e-3;  ///< of whole models, see docs/conformance.md
+  std::string model = {};         ///< directory of the model for cases that need one
 };
 
 namespace detail {
@@ -50,11 +52,10 @@ inline std::vector<Check> compare_results(const std::string& name, const Attenti
                                           const LayerResult& expected, const LayerResult& actual,
                                           const Tolerance& tolerance) {
   const auto is_token = [&](Index row) { return layer.is_token(row); };
-  return {
-      compare_rows(name + "output", expected.output, actual.output, tolerance.output,
-                   [&](Index row) { return layer.has_output(row); }),
-      compare_rows(name + "latent", expected.latent, actual.latent, tolerance.cache_row, is_token),
-      compare_rows(name + "k_pe", expected.k_pe, actual.k_pe, tolerance.cache_row, is_token)};
+  return {compare_rows(name + "output", expected.output, actual.output, tolerance.output,
+                       [&](Index row) { return layer.has_output(row); }),
+          compare_rows(name + "latent", expected.latent, actual.latent, tolerance.latent, is_token),
+          compare_rows(name + "k_pe", expected.k_pe, actual.k_pe, tolerance.k_pe, is_token)};
 }
 
 // What a file says about the layer besides results. Shown only where it does not hold.
@@ -84,8 +85,9 @@ inline Expectation expectation(const AttentionCase& layer, const Options& option
   const bool rounded_weights = layer.weights->rounded();
   const bool rounded_cache = options.cache != CacheFormat::float32;
   const bool rounded_products =
-      simd::arithmetic_of(options.kernels->isa) == Arithmetic::bfloat16 &&
-      (layer.weights->bfloat16_products() || options.cache == CacheFormat::bfloat16);
+      (simd::arithmetic_of(options.kernels->isa) == Arithmetic::bfloat16 &&
+       layer.weights->bfloat16_products()) ||
+      options.kernels->of(options.cache).arithmetic == Arithmetic::bfloat16;
   if (!rounded_weights && !rounded_cache && !rounded_products) return result;
   const double logit = largest_logit(layer);
   if (rounded_weights) {
@@ -107,7 +109,8 @@ inline Expectation expectation(const AttentionCase& layer, const Options& option
 }
 
 inline std::vector<Check> run_mode(const CaseFile& file, const AttentionCase& layer,
-                                   const Expectation& expected, Mode mode, const Options& options) {
+                                   const Expectation& expected, AttentionForm mode,
+                                   const Options& options) {
   const LayerResult actual = run_layer(layer, mode, options.cache, *options.kernels);
   std::vector<Check> checks = compare_results("", layer, layer.expected, actual, expected.to_case);
   const auto add = [&](const std::vector<Check>& more) {
@@ -125,13 +128,16 @@ inline std::vector<Check> run_mode(const CaseFile& file, const AttentionCase& la
 
 }  // namespace detail
 
-/// Runs a case: a report for each mode, or one for tables. Throws std::exception for a file that
-/// is not a case, or not one that this library can run.
+/// Runs a case: a report for each mode, or one for tables and for cached rows. Throws
+/// std::exception for a file that is not a case, or not one that this library can run.
 inline std::vector<Report> run_case(const CaseFile& file, const Options& options) {
   if (file.kind() == "rope_tables") return {check_rope_tables(file)};
+  if (file.kind() == "cache_rows_656") return {check_cache_rows(file, *options.kernels)};
+  if (file.kind() == "latent_cache") return {check_latent_cache(file, *options.kernels)};
   std::vector<Report> reports;
-  for (const Mode mode : options.modes)
-    reports.push_back({file.name(), mode == Mode::absorbed ? "absorbed" : "decompressed", {}, {}});
+  for (const AttentionForm mode : options.modes)
+    reports.push_back(
+        {file.name(), mode == AttentionForm::absorbed ? "absorbed" : "decompressed", {}, {}});
   for (const AttentionCase& layer : read_attention_cases(file, options.weights)) {
     const detail::Expectation expected = detail::expectation(layer, options);
     for (std::size_t m = 0; m < reports.size(); ++m) {

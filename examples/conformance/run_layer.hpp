@@ -40,8 +40,9 @@ struct CallRows {
   }
 };
 
-inline void run_call(const MultiheadLatentAttention& attention, const CallRows& rows, Mode mode,
-                     std::vector<LatentCache>& caches, Context& context, RowMajorMatrix& output) {
+inline void run_call(const MultiheadLatentAttention& attention, const CallRows& rows,
+                     AttentionForm mode, std::vector<LatentCache>& caches, Context& context,
+                     RowMajorMatrix& output) {
   const Index count = rows.layer.sequences * rows.tokens;
   RowMajorMatrix x(count, output.cols()), out(count, output.cols());
   rows.for_each([&](Index of_call, Index of_case) {
@@ -69,7 +70,7 @@ inline void read_cache(const AttentionCase& layer, Index sequence, const LatentC
   RowMajorMatrix values(1, cache.layout().width());
   for (Index i = 0; i < cache.size(); ++i) {
     const Index row = rows[static_cast<std::size_t>(i)];
-    info_of(cache.format()).widen(cache.layout(), cache.rows().row(i), values.data());
+    info_of(cache.format()).widen(cache.layout(), cache.row(i), values.data());
     result.latent.row(row) = values.leftCols(rank);
     result.k_pe.row(row) = values.rightCols(layer.config.rope_key_width());
   }
@@ -78,7 +79,7 @@ inline void read_cache(const AttentionCase& layer, Index sequence, const LatentC
 }  // namespace detail
 
 /// What the library makes of a case: all its calls, the sequences of each as one batch.
-inline LayerResult run_layer(const AttentionCase& layer, Mode mode, CacheFormat cache,
+inline LayerResult run_layer(const AttentionCase& layer, AttentionForm mode, CacheFormat cache,
                              const simd::Kernels& kernels) {
   const MultiheadLatentAttention attention(layer.config, layer.weights->views());
   Context context(kernels);

@@ -18,21 +18,44 @@ inline constexpr double kFloat32Rounding = 0x1p-23;
 
 /// Unit roundoff: the largest relative error of rounding a number to nearest.
 inline constexpr double kBfloat16Rounding = 0x1p-8;
-constexpr double unit_roundoff(CacheFormat format) noexcept {
+
+/// What a cache changes in numbers, relative to the largest of those that share a scale.
+struct CacheRounding {
+  double latent;  ///< at most
+  double rope;    ///< of rotary keys, at most
+  /// Of latents in the root mean square of a product with them, relative to that: as much, or more
+  /// where small numbers are changed as much as large ones.
+  double product;
+};
+constexpr CacheRounding rounding_of(CacheFormat format) noexcept {
+  constexpr double kFloat16Rounding = 0x1p-11;
+  // Numbers that share a scale are a quarter of their largest, in the root mean square.
+  constexpr double kLargestByUsual = 4.0;
   switch (format) {
     case CacheFormat::float32:
-      return 0x1p-24;
+      return {0x1p-24, 0x1p-24, 0x1p-24};
     case CacheFormat::bfloat16:
-      return kBfloat16Rounding;
+      return {kBfloat16Rounding, kBfloat16Rounding, kBfloat16Rounding};
     case CacheFormat::float16:
-      return 0x1p-11;
+      return {kFloat16Rounding, kFloat16Rounding, kFloat16Rounding};
+    case CacheFormat::int8:
+      return {0.5 / 127, kFloat16Rounding, kLargestByUsual * 0.5 / 127};
+    case CacheFormat::fp8:
+      return {0x1p-4, kBfloat16Rounding, 0x1p-4};
+    case CacheFormat::int4:  // the scale is rounded, too
+      return {0.5 / 7 + kBfloat16Rounding, kFloat16Rounding, kLargestByUsual * 0.5 / 7};
+#if defined(MLA_EXTRA_CACHE_FORMAT)
+    case CacheFormat::extra:
+      return {1.0, 1.0, 1.0};
+#endif
   }
   __builtin_unreachable();
 }
 
 struct Tolerance {
   double output = kFloat32;
-  double cache_row = kFloat32;  ///< latent and k_pe
+  double latent = kFloat32;
+  double k_pe = kFloat32;
   std::string reason = "float32";
 
   /// Adds what 16-bit weights do to a layer whose largest attention logit is `logit`.
@@ -47,18 +70,20 @@ struct Tolerance {
     reason += " + bf16 arithmetic";
   }
 
-  /// Adds what a cache of 16-bit elements does.
+  /// Adds what a cache of 16 bits or fewer does.
   void add_rounded_cache(CacheFormat cache, double logit) {
-    const double u = unit_roundoff(cache);
-    output += u * (4.0 + logit / 2.0);
-    cache_row += u;
+    const CacheRounding rounding = rounding_of(cache);
+    output += rounding.product * (4.0 + logit / 2.0);
+    latent += rounding.latent;
+    k_pe += rounding.rope;
     reason += " + " + std::string(name_of(cache)) + " cache";
   }
 
  private:
   void add_rounded_factors(double logit) {
     output += 2.0 * kBfloat16Rounding * (4.0 + logit / 2.0);
-    cache_row += 8.0 * kBfloat16Rounding;
+    latent += 8.0 * kBfloat16Rounding;
+    k_pe += 8.0 * kBfloat16Rounding;
   }
 };
 

@@ -4,10 +4,12 @@
 #include <array>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
 
+#include "cache_formats.hpp"
 #include "command_line.hpp"
 #include "isa_names.hpp"
 #include "processors.hpp"
@@ -18,7 +20,11 @@
 #include "mla/core/eigen_executor.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/executor.hpp"
+#include "mla/core/weight_view.hpp"
+#include "mla/io/checkpoint.hpp"
+#include "mla/io/quantise.hpp"
 #include "mla/model/decoder_model.hpp"
+#include "mla/model/read_model_config.hpp"
 #include "mla/ops/context.hpp"
 #include "mla/simd/isa.hpp"
 #include "mla/simd/kernels.hpp"
@@ -31,12 +37,13 @@ namespace mla::programs {
 struct ModelOptions {
   std::string directory;
   int threads = 0;  ///< 0: as many as are worth it, which default_threads() says
-  Mode mode = Mode::automatic;
+  AttentionForm mode = AttentionForm::automatic;
   const simd::Kernels* kernels = nullptr;
   CacheFormat cache = CacheFormat::float16;
+  std::optional<WeightFormat> weights = std::nullopt;  ///< what to quantise to; nullopt: as stored
 
-  static constexpr std::array<std::string_view, 5> kNames = {"--threads", "--mode", "--cache",
-                                                             "--isa", "--precision"};
+  static constexpr std::array<std::string_view, 6> kNames = {
+      "--threads", "--mode", "--cache", "--isa", "--precision", "--weights"};
 };
 
 /// Their lines of the usage texts.
@@ -46,22 +53,27 @@ inline std::string model_usage() {
          "it,\n"
          "                          a cache of 16 bits (default). exact: both in float32\n"
          "  --mode MODE             absorbed, decompressed or automatic attention (automatic)\n"
-         "  --cache TYPE            elements of the latent cache: f32, bf16 or f16\n"
+         "  --cache FORMAT          of the latent cache: " +
+         cache_names() +
+         "\n"
+         "  --weights FORMAT        stored: as in the files (default). int8 or int4: quantised "
+         "here\n"
          "  --isa ISA               kernels: " +
          isa_names() + "\n";
 }
 
-inline Mode parse_mode(const std::string& name) {
-  if (name == "absorbed") return Mode::absorbed;
-  if (name == "decompressed") return Mode::decompressed;
+inline AttentionForm parse_mode(const std::string& name) {
+  if (name == "absorbed") return AttentionForm::absorbed;
+  if (name == "decompressed") return AttentionForm::decompressed;
   require(name == "automatic", "--mode must be absorbed, decompressed or automatic, got ", name);
-  return Mode::automatic;
+  return AttentionForm::automatic;
 }
 
-inline CacheFormat parse_cache(const std::string& name) {
-  for (const auto format : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16})
+/// What weights are to be quantised to: "int8" or "int4".
+inline WeightFormat parse_quantised(const std::string& name) {
+  for (const auto format : {WeightFormat::int8, WeightFormat::int4})
     if (name == name_of(format)) return format;
-  throw_invalid("--cache must be f32, bf16 or f16, got ", name);
+  throw_invalid("--weights must be int8 or int4, got ", name);
 }
 
 /// The cache that goes with kernels. Those that multiply in bfloat16 take a cache of bfloat16 as it
@@ -88,10 +100,14 @@ inline ModelOptions parse_model_options(const CommandLine& line, const std::stri
   if (const auto name = line.text("--isa")) options.kernels = parse_isa(*name);
   options.cache = exact ? CacheFormat::float32 : fast_cache(*options.kernels);
   if (const auto name = line.text("--cache")) options.cache = parse_cache(*name);
+  const std::string weights = line.text("--weights").value_or("stored");
+  require(weights == "stored" || weights == "int8" || weights == "int4",
+          "--weights must be stored, int8 or int4, got ", weights);
+  if (weights != "stored") options.weights = parse_quantised(weights);
   return options;
 }
 
-/// "2 threads, amx, bfloat16 arithmetic, bf16 cache"
+/// "2 threads, amx, bfloat16 arithmetic, bf16 cache", and what weights were quantised to
 inline std::string describe(const ModelOptions& options) {
   const Arithmetic arithmetic = options.kernels->of(WeightFormat::bfloat16).arithmetic;
   std::string text = std::to_string(options.threads);
@@ -102,6 +118,7 @@ inline std::string describe(const ModelOptions& options) {
   text += " arithmetic, ";
   text += name_of(options.cache);
   text += " cache";
+  if (options.weights) text += ", weights quantised to " + std::string(name_of(*options.weights));
   return text;
 }
 
@@ -111,9 +128,31 @@ inline std::vector<std::string_view> with_model_options(std::vector<std::string_
   return own;
 }
 
+/// Threads of the system, or the calling one.
+inline std::unique_ptr<Executor> make_executor(int threads) {
+  if (threads > 1) return std::make_unique<EigenExecutor>(threads);
+  return std::make_unique<SerialExecutor>();
+}
+
+inline void require_model_directory(const std::string& directory) {
+  if (!std::filesystem::is_directory(directory))
+    throw_runtime(directory, ": not a directory with a model");
+}
+
+/// The weights in a model's directory, quantised by default_policy() on `threads`, 0 for all cores.
+inline Checkpoint load_quantised(const std::string& directory, WeightFormat format, int threads) {
+  const auto executor = make_executor(threads == 0 ? available_cores() : threads);
+  ProgressBar progress("quantising " + directory);
+  return quantise(Checkpoint(directory), default_policy(format),
+                  {.executor = executor.get(),
+                   .on_progress = [&](Index done, Index all) { progress.show(done, all); }});
+}
+
 inline DecoderModel load_model(const ModelOptions& options) {
-  if (!std::filesystem::is_directory(options.directory))
-    throw_runtime(options.directory, ": not a directory with a model");
+  require_model_directory(options.directory);
+  if (options.weights)
+    return DecoderModel::load(load_model_config(options.directory),
+                              load_quantised(options.directory, *options.weights, options.threads));
   const ProgressClock progress("loading " + options.directory);
   return DecoderModel::load(options.directory);
 }
@@ -140,11 +179,6 @@ class Machine {
   Context& context() noexcept { return context_; }
 
  private:
-  static std::unique_ptr<Executor> make_executor(int threads) {
-    if (threads > 1) return std::make_unique<EigenExecutor>(threads);
-    return std::make_unique<SerialExecutor>();
-  }
-
   std::unique_ptr<Executor> executor_;
   Context context_;
 };

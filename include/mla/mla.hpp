@@ -10,7 +10,7 @@
 #include "mla/attention/decompressed_attention.hpp"
 #include "mla/attention/merge_attention.hpp"
 #include "mla/attention/multihead_latent_attention.hpp"
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/core/weight_view.hpp"
 

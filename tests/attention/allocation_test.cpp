@@ -1,13 +1,17 @@
 // What forward() allocates, and what happens when it cannot.
 #include <gtest/gtest.h>
 
+#include <functional>
 #include <new>
+#include <utility>
 #include <vector>
 
 #include "mla/attention/absorbed_attention.hpp"
 #include "mla/attention/decompressed_attention.hpp"
+#include "mla/attention/flash_mla.hpp"
 #include "mla/attention/merge_attention.hpp"
 #include "support/cache_types.hpp"
+#include "support/checked_cache.hpp"
 #include "support/counting_operator_new.hpp"
 #include "support/executors.hpp"
 #include "support/test_configs.hpp"
@@ -20,7 +24,8 @@ template <class T>
 class Allocation : public ::testing::Test {
  protected:
   // Decodes 70 tokens, across the boundary of a page, after a prompt and one step to warm up.
-  void expect_decoding_allocates_nothing(const AttentionConfig& config, Mode mode, bool split) {
+  void expect_decoding_allocates_nothing(const AttentionConfig& config, AttentionForm mode,
+                                         bool split) {
     TestLayer layer(config, {.split = split});
     Context context;
     LatentKVCache<T> cache(config);
@@ -39,7 +44,8 @@ class Allocation : public ::testing::Test {
 TYPED_TEST_SUITE(Allocation, CacheTypes, TypeNames);
 
 TYPED_TEST(Allocation, ADecodingStepAllocatesNothingAfterTheFirst) {
-  for (Mode mode : {Mode::absorbed, Mode::decompressed, Mode::automatic}) {
+  for (AttentionForm mode :
+       {AttentionForm::absorbed, AttentionForm::decompressed, AttentionForm::automatic}) {
     this->expect_decoding_allocates_nothing(small_config(), mode, false);
     this->expect_decoding_allocates_nothing(AttentionConfig::lesson(48, 4, 24, 20, 8), mode, true);
     // Scratch memory of several blocks.
@@ -62,7 +68,7 @@ TYPED_TEST(Allocation, ADecodingStepAllocatesNothingOverALongReservedCache) {
       cache.append({row.data(), 1, std::ssize(row)}, {&position, 1});
     }
   };
-  const ForwardOptions absorbed = {.mode = Mode::absorbed};
+  const ForwardOptions absorbed = {.mode = AttentionForm::absorbed};
   layer.layer.forward(x, cache, out, context, absorbed);
   for (Index tokens : {1023, 2047, 3072, 4100}) {
     fill_to(tokens);
@@ -149,7 +155,7 @@ TYPED_TEST(Allocation, ASmallerCallThanBeforeAllocatesNothing) {
   Context context;
   const RowMajorMatrix x = layer.input(100);
   RowMajorMatrix out(100, x.cols());
-  for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
+  for (AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
     LatentKVCache<TypeParam> cache(layer.config());
     cache.reserve(1000);
     layer.layer.forward(x, cache, out, context, {.mode = mode});
@@ -167,7 +173,7 @@ TYPED_TEST(Allocation, AFailureAnywhereLeavesTheCachesAsTheyWere) {
   const RowMajorMatrix history = layer.input(60), x = layer.input(210);
   std::vector<std::uint8_t> mask(210, 1);
   mask[3] = 0;
-  for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
+  for (AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
     Context context;
     LatentKVCache<TypeParam> a(layer.config()), b(layer.config());
     run(layer, history, a, context, {.mode = mode});
@@ -236,11 +242,162 @@ TYPED_TEST(Allocation, AFailureInReserveOrAppendLeavesTheCacheAsItWas) {
   }
 }
 
+TEST(QuantisedAllocation, ADecodingStepAllocatesNothingAfterTheFirst) {
+  TestLayer layer(make_config(40, 16, 0, 300, 20, 10, 20));
+  for (const CacheFormat format : kQuantised)
+    for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
+      Context context;
+      LatentCache cache(layer.config(), format);
+      cache.reserve(200);
+      run(layer, layer.input(60), cache, context, {.mode = mode});
+      const RowMajorMatrix x = layer.input(1);
+      RowMajorMatrix out(1, x.cols());
+      layer.layer.forward(x, cache, out, context, {.mode = mode});
+      const AllocationCount allocations;
+      for (int i = 0; i < 70; ++i) layer.layer.forward(x, cache, out, context, {.mode = mode});
+      EXPECT_EQ(allocations.count(), 0) << name_of(format);
+    }
+}
+
+TEST(QuantisedAllocation, AFailedAllocationLeavesTheCachesAsTheyWere) {
+  TestLayer layer(make_config(64, 8, 0, 100, 32, 16, 32));
+  const RowMajorMatrix x = layer.input(210);
+  for (const CacheFormat format : kQuantised)
+    for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
+      RowMajorMatrix expected(210, x.cols()), out(210, x.cols());
+      LatentCache a(layer.config(), format), b(layer.config(), CacheFormat::float32);
+      const std::vector<Sequence> batch = {{&a, 140}, {&b, 70}};
+      Context context;
+      layer.layer.forward(x, batch, expected, context, {.mode = mode});
+      const auto forget = [&] {
+        for (LatentCache* cache : {&a, &b}) {
+          cache->clear();
+          cache->shrink_to_fit();
+        }
+      };
+      forget();
+      const int failures = fail_each_allocation(
+          [&] {
+            Context fresh;
+            try {
+              layer.layer.forward(x, batch, out, fresh, {.mode = mode});
+            } catch (const std::bad_alloc&) {
+              EXPECT_EQ(a.size(), 0);
+              EXPECT_EQ(b.size(), 0);
+              forget();  // pages that were reserved
+              throw;
+            }
+          },
+          [] {});
+      EXPECT_GE(failures, 10);
+      EXPECT_TRUE(same_bits(out, expected));
+    }
+}
+
+TEST(QuantisedAllocation, AFailureWhileRowsOfFlashMlaComeInLeavesTheCacheAsItWas) {
+  const AttentionConfig config = make_config(32, 2, 0, 512, 16, 64, 16);
+  std::vector<std::byte> memory(static_cast<std::size_t>(3 * kFlashMlaPageBytes));
+  const std::byte* pages[3];
+  Random random(8);
+  const RowMajorMatrix rows = random_matrix(150, 576, random);
+  for (Index t = 0; t < 150; ++t)
+    encode_flash_mla_row(rows.row(t).data(), Fp8Scale::largest,
+                         memory.data() + t * kFlashMlaRowBytes);
+  for (std::size_t p = 0; p < 3; ++p) pages[p] = memory.data() + p * kFlashMlaPageBytes;
+  const std::vector<Index> positions = consecutive(0, 150);
+  for (const CacheFormat format : {CacheFormat::fp8, CacheFormat::int8, CacheFormat::float32}) {
+    LatentCache cache(config, format);
+    const int failures = fail_each_allocation(
+        [&] {
+          try {
+            import_flash_mla(pages, positions, cache);
+          } catch (const std::bad_alloc&) {
+            EXPECT_EQ(cache.size(), 0);
+            cache = LatentCache(config, format);  // gives back what was reserved
+            throw;
+          }
+        },
+        [] {});
+    EXPECT_GE(failures, 4) << name_of(format);
+    EXPECT_EQ(cache.size(), 150);
+  }
+}
+
 TEST(Construction, AFailureAnywhereThrowsAndLeaksNothing) {
   TestLayer layer(small_config(), {.biases = true});
   const int failures = fail_each_allocation(
       [&] { MultiheadLatentAttention(layer.config(), layer.weights.views()); }, [] {});
   EXPECT_GE(failures, 5);
+}
+
+TEST(CacheAllocation, MemoryIsFreeAgainWhenTheLastOwnerIsGone) {
+  const long alive = allocations_alive;
+  {
+    Checked text = text_of(300);
+    std::vector<Checked> forks;
+    for (const Index at : {300, 299, 128, 0}) forks.push_back(text.fork(at));
+    forks[0] = forks[1].fork(70);
+    text = std::move(forks[2]);
+  }
+  EXPECT_EQ(allocations_alive, alive);
+}
+
+// Sink and window: the same two pages of slack for ever, and not one allocation.
+TEST(CacheAllocation, SlidingAllocatesNothing) {
+  Checked text = text_of(4 + 300);
+  const SlidingWindow window = {.keep = 4, .rows = 300};
+  Random random(4);
+  const RowMajorMatrix row = random_matrix(1, kWidth, random);
+  const auto step = [&] {
+    text.cache.slide(window, text.cache.size());
+    const Index position = text.cache.next_position();
+    text.cache.append({row.data(), 1, kWidth}, {&position, 1});
+  };
+  for (int i = 0; i < 200; ++i) step();
+  const std::size_t bytes = text.cache.bytes_allocated();
+  const AllocationCount allocations;
+  for (int i = 0; i < 5000; ++i) step();
+  EXPECT_EQ(allocations.count(), 0);
+  EXPECT_EQ(text.cache.bytes_allocated(), bytes);
+  EXPECT_LE(bytes, (304u / 64 + 4) * text.cache.rows().page_bytes());
+  EXPECT_EQ(text.cache.size(), 304);
+  EXPECT_EQ(text.cache.positions(), consecutive(0, 304));
+  EXPECT_EQ(text.cache.offset(), -5200);
+}
+
+TEST(CacheAllocation, WithoutMemoryTheTextIsAsItWas) {
+  const auto each_fails = [](const std::function<void(Checked&)>& change) {
+    Checked text = text_of(200);
+    text.evict({70, 71});
+    const Checked fork = text.fork(190);  // what is changed is shared
+    const int failures = fail_each_allocation(
+        [&] {
+          LatentCache cache = text.cache.fork(text.size());
+          Checked all = {std::move(cache), {}};
+          try {
+            change(all);
+          } catch (const std::bad_alloc&) {
+            EXPECT_EQ(CacheContents(all.cache), CacheContents(text.cache));
+            throw;
+          }
+        },
+        [&] {
+          text.check("text");
+          fork.check("fork");
+        });
+    EXPECT_GT(failures, 2);
+  };
+  std::vector<Index> scattered;
+  for (Index row = 0; row < 190; row += 7) scattered.push_back(row);
+  const std::vector<float> rows(static_cast<std::size_t>(100 * kWidth));
+  each_fails([&](Checked& text) { text.cache.evict(scattered); });
+  each_fails([&](Checked& text) { text.cache.evict(30, 90); });
+  each_fails([&](Checked& text) { text.cache.shift(30, 9); });
+  each_fails([&](Checked& text) { text.cache.slide({.keep = 4, .rows = 90}, 198); });
+  each_fails([&](Checked& text) {
+    text.cache.append({rows.data(), 100, kWidth}, consecutive(500, 100));
+  });
+  each_fails([&](Checked& text) { text.cache.rebase(small_config()); });
 }
 
 }  // namespace

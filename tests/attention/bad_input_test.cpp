@@ -126,6 +126,36 @@ TEST_F(BadInput, CacheOfAnotherConfig) {
   expect_refused({"sequence 0", "36 + 30", "36 + 10"});
 }
 
+// Rows as wide as this layer's, whose keys were turned by other angles.
+TEST_F(BadInput, CacheOfALayerThatRotatesOtherwise) {
+  const auto expect = [&](auto change, std::initializer_list<const char*> parts) {
+    AttentionConfig other = small_config();
+    change(other);
+    LatentKVCache<float> cache(other);
+    batch_[1].cache = &cache;
+    expect_refused(parts);
+  };
+  expect([](auto& c) { c.rope_theta = 50000.0; },
+         {"the cache of sequence 1 was made with rope_theta 50000, this layer has 1"});
+  expect([](auto& c) { c.rope_interleave = false; },
+         {"sequence 1", "rope_interleave false", "true"});
+  expect([](auto& c) { c.rope_scaling = {.type = RopeScalingType::linear, .factor = 2.0}; },
+         {"sequence 1", "rope_scaling.type linear", "none"});
+
+  AttentionConfig yarn = small_config();
+  yarn.rope_scaling = {.type = RopeScalingType::yarn, .factor = 4.0};
+  TestLayer layer(yarn);
+  yarn.rope_scaling.beta_fast = 16.0;
+  LatentCache cache(yarn);
+  EXPECT_TRUE(refuses([&] { run(layer, layer.input(1), cache, context_); },
+                      {"sequence 0", "rope_scaling.beta_fast 16", "32"}));
+  EXPECT_EQ(cache.size(), 0);
+  // Fields that the type does not read may differ.
+  AttentionConfig same = small_config();
+  same.rope_scaling.factor = 7.0;
+  EXPECT_TRUE(LatentCache(small_config()).fits(same));
+}
+
 TEST_F(BadInput, PositionsThatDoNotRise) {
   expect_positions_refused({2, 3, 2}, {"position_ids", "token 0 of sequence 0", "2 after 2"});
   expect_positions_refused({3, 3, 2}, {"position_ids", "token 1 of sequence 0", "3 after 3"});
@@ -171,7 +201,7 @@ TEST_F(BadInput, AConfigThatDoesNotFit) {
 // With several tasks to a call, an executor may throw at any of them.
 TEST_F(BadInput, AnExecutorThatThrowsLeavesTheCachesAsTheyWere) {
   TestLayer layer(make_config(150, 3, 70, 80, 24, 10, 28));  // several tasks to a product
-  for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
+  for (AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
     LatentKVCache<float> a(layer.config()), b(layer.config());
     run(layer, layer.input(70), a, context_);
     const CacheContents before_a(a), before_b(b);

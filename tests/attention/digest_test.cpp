@@ -78,7 +78,7 @@ struct DigestCase {
   bool spoiled = false;  // one more call has a NaN, which some of its tokens do not see
   Index history = 0;     // tokens that are appended to the first sequence
   std::vector<std::array<Index, 2>> calls;  // tokens of each of two sequences
-  std::vector<Mode> modes;
+  std::vector<AttentionForm> modes;
 };
 
 std::ostream& operator<<(std::ostream& text, const DigestCase& c) {
@@ -199,7 +199,7 @@ DigestCase small_case(Random& random) {
   c.gaps = random.integer(0, 2) == 0;
   c.padded = random.integer(0, 4) == 0;
   c.spoiled = random.integer(0, 4) == 0;
-  c.modes = {Mode::absorbed, Mode::decompressed, Mode::automatic};
+  c.modes = {AttentionForm::absorbed, AttentionForm::decompressed, AttentionForm::automatic};
   const bool batch = random.integer(0, 2) == 0;
   const auto second = [&] { return batch ? random.integer(0, 3) : Index{0}; };
   Index prompt = random.integer(1, 200);
@@ -224,7 +224,7 @@ DigestCase long_case(Random& random) {
   c.config.qk_rope_head_dim = 2 * random.integer(1, 4);
   c.config.v_head_dim = random.integer(1, 9);
   c.config.rope_key_per_head = random.integer(0, 1) == 0;
-  c.modes = {Mode::absorbed, Mode::decompressed, Mode::automatic};
+  c.modes = {AttentionForm::absorbed, AttentionForm::decompressed, AttentionForm::automatic};
   c.history = random.integer(1000, 2060);
   c.calls = {{random.integer(30, 70), 9}, {1, 0}, {1, 1}};
   return c;
@@ -235,7 +235,8 @@ DigestCase large_case(Random& random, int number) {
   DigestCase c;
   const bool decompressed = number % 4 == 1;
   c.config = make_config(256, decompressed ? 4 : 16, random.one_of({0, 96}), 512, 128, 64, 128);
-  c.modes = {decompressed ? Mode::decompressed : Mode::absorbed, Mode::automatic};
+  c.modes = {decompressed ? AttentionForm::decompressed : AttentionForm::absorbed,
+             AttentionForm::automatic};
   c.history = random.integer(1020, 1100);
   c.calls = {{random.integer(9, 12), 0}, {1, 2}};
   return c;
@@ -279,7 +280,8 @@ RowMajorMatrix output_of_batch(const MultiheadLatentAttention& layer, const RowM
 template <StorageElement T>
 class DigestRun {
  public:
-  DigestRun(const DigestCase& c, const MultiheadLatentAttention& layer, Mode mode, Context& context)
+  DigestRun(const DigestCase& c, const MultiheadLatentAttention& layer, AttentionForm mode,
+            Context& context)
       : case_(c),
         layer_(layer),
         mode_(mode),
@@ -346,7 +348,7 @@ class DigestRun {
 
   const DigestCase& case_;
   const MultiheadLatentAttention& layer_;
-  Mode mode_;
+  AttentionForm mode_;
   Context& context_;
   Random random_;
   std::array<LatentKVCache<T>, 2> caches_;
@@ -355,7 +357,7 @@ class DigestRun {
 Digest digest_of(const DigestCase& c, const MultiheadLatentAttention& layer, simd::Isa isa) {
   Digest digest;
   Context context(simd::kernels_for(isa));
-  for (Mode mode : c.modes) {
+  for (AttentionForm mode : c.modes) {
     if (c.cache == WeightFormat::float32) DigestRun<float>(c, layer, mode, context).add_to(digest);
     if (c.cache == WeightFormat::bfloat16)
       DigestRun<bfloat16>(c, layer, mode, context).add_to(digest);

@@ -106,7 +106,7 @@ TEST(ManyRows, InSeveralRoundsEqualFewRowsInOne) {
   TestLayer layer(make_config(8, 128, 0, 512, 4, 2, 4));
   const RowMajorMatrix x = layer.input(260);
   Context context;
-  const ForwardOptions absorbed = {.mode = Mode::absorbed};
+  const ForwardOptions absorbed = {.mode = AttentionForm::absorbed};
   const RowMajorMatrix expected = run_fresh<float>(layer, x, context, absorbed);
   LatentKVCache<float> cache(layer.config());
   for (Index first = 0; first < 260; first += 130)
@@ -212,8 +212,8 @@ TEST(AutomaticMode, ABatchOfPrefillAndDecodeEqualsItsSequencesAlone) {
   const Index past[] = {200, 0, 300, 100, 0}, tokens[] = {1, 100, 1, 0, 65};
   for (simd::Isa isa : supported_isas()) {
     const AttentionSpeed speed = speed_of(isa, WeightFormat::float32, CacheFormat::float32);
-    ASSERT_EQ(choose_mode(layer.config(), 0, 100, speed), Mode::decompressed);
-    ASSERT_EQ(choose_mode(layer.config(), 200, 1, speed), Mode::absorbed);
+    ASSERT_EQ(choose_mode(layer.config(), 0, 100, speed), AttentionForm::decompressed);
+    ASSERT_EQ(choose_mode(layer.config(), 200, 1, speed), AttentionForm::absorbed);
     Context context(simd::kernels_for(isa));
     std::vector<LatentKVCache<float>> batched, alone;
     for (Index p : past) {
@@ -228,7 +228,7 @@ TEST(AutomaticMode, ABatchOfPrefillAndDecodeEqualsItsSequencesAlone) {
     layer.layer.forward(x, batch, out, context);
     Index first = 0;
     for (std::size_t s = 0; s < std::size(past); ++s) {
-      const Mode mode = choose_mode(layer.config(), past[s], tokens[s], speed);
+      const AttentionForm mode = choose_mode(layer.config(), past[s], tokens[s], speed);
       const RowMajorMatrix expected =
           run(layer, x.middleRows(first, tokens[s]), alone[s], context, {.mode = mode});
       EXPECT_TRUE(same_bits(out.middleRows(first, tokens[s]), expected))
@@ -246,8 +246,8 @@ TEST(AutomaticMode, DecodesAbsorbedAndPrefillsLongPromptsDecompressed) {
            {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16}) {
         const AttentionSpeed speed = speed_of(isa, WeightFormat::bfloat16, cache);
         for (Index past : {100, 4000, 100'000})
-          EXPECT_EQ(choose_mode(config, past, 1, speed), Mode::absorbed) << past;
-        EXPECT_EQ(choose_mode(config, 0, 4096, speed), Mode::decompressed);
+          EXPECT_EQ(choose_mode(config, past, 1, speed), AttentionForm::absorbed) << past;
+        EXPECT_EQ(choose_mode(config, 0, 4096, speed), AttentionForm::decompressed);
       }
 }
 
@@ -257,18 +257,18 @@ TEST(AutomaticMode, DependsOnTheSpeedOfTheKernels) {
   const auto mode = [&](simd::Isa isa, CacheFormat cache) {
     return choose_mode(config, 192, 64, speed_of(isa, WeightFormat::bfloat16, cache));
   };
-  EXPECT_EQ(mode(simd::Isa::avx512, CacheFormat::bfloat16), Mode::absorbed);
-  EXPECT_EQ(mode(simd::Isa::amx, CacheFormat::bfloat16), Mode::decompressed);
+  EXPECT_EQ(mode(simd::Isa::avx512, CacheFormat::bfloat16), AttentionForm::absorbed);
+  EXPECT_EQ(mode(simd::Isa::amx, CacheFormat::bfloat16), AttentionForm::decompressed);
 }
 
 TEST(AutomaticMode, TakesEachQueryForItselfWhereRotaryKeysAreNotShared) {
   AttentionConfig config = AttentionConfig::deepseek_v3();
   const AttentionSpeed speed =
       speed_of(simd::Isa::avx512, WeightFormat::bfloat16, CacheFormat::bfloat16);
-  EXPECT_EQ(choose_mode(config, 900, 100, speed), Mode::absorbed);
+  EXPECT_EQ(choose_mode(config, 900, 100, speed), AttentionForm::absorbed);
   config.rope_key_per_head = true;
-  EXPECT_EQ(choose_mode(config, 900, 100, speed), Mode::decompressed);
-  EXPECT_EQ(choose_mode(config, 900, 1, speed), Mode::absorbed);
+  EXPECT_EQ(choose_mode(config, 900, 100, speed), AttentionForm::decompressed);
+  EXPECT_EQ(choose_mode(config, 900, 1, speed), AttentionForm::absorbed);
 }
 
 TEST(AutomaticMode, KnowsWeightsAndCachesThatAreNotOfBFloat16) {

@@ -186,8 +186,11 @@ TEST(LatentKVCache, PagesAreAlignedToCacheLines) {
 
 TEST(LatentKVCache, FitsConfigsWithTheSameRows) {
   const LatentKVCache<float> cache(AttentionConfig::deepseek_v3());
-  EXPECT_TRUE(cache.fits(AttentionConfig::deepseek_v2_lite()));
   auto other = AttentionConfig::deepseek_v3();
+  other.num_attention_heads = 16;
+  other.q_lora_rank = 0;
+  EXPECT_TRUE(cache.fits(other));
+  EXPECT_FALSE(cache.fits(AttentionConfig::kimi_k2()));  // keys are rotated otherwise
   other.kv_lora_rank = 448;  // rows are of 576 elements again, but differently divided
   other.qk_rope_head_dim = 128;
   EXPECT_FALSE(cache.fits(other));

@@ -2,12 +2,17 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdlib>
 #include <fstream>
 #include <span>
 #include <vector>
 
 #include "attention/tolerances.hpp"
+#include "mla/io/cache_snapshot.hpp"
+#include "support/decoded_rows.hpp"
+#include "support/full_disk.hpp"
 #include "support/test_configs.hpp"
 #include "support/test_layer.hpp"
 
@@ -45,7 +50,8 @@ class LongRun {
     RowMajorMatrix out(tokens, x.cols());
     std::vector<Index> ids;
     for (Index position : positions) ids.push_back(first + position);
-    layer_.layer.forward(x, cache_, out, context_, {.mode = Mode::absorbed, .position_ids = ids});
+    layer_.layer.forward(x, cache_, out, context_,
+                         {.mode = AttentionForm::absorbed, .position_ids = ids});
     for (Index t = 0; t < tokens; ++t) {
       text_.push_back(x.row(t));
       outputs_.push_back(out.row(t));
@@ -111,6 +117,61 @@ TEST(LongRun, MemoryStaysFlatAndResultsStayTheReference) {
   }
 }
 
+// Sink and window, with forks, drafts and restored files on the way. MLA_LONG_TESTS=1 in the
+// environment makes it 200,000 tokens in every format.
+TEST(LongRun, AWindowSlidesInConstantMemoryAndStaysTheReference) {
+  const bool all = std::getenv("MLA_LONG_TESTS") != nullptr;
+  const Index steps = all ? 200'000 : 4'000;
+  const SlidingWindow window = {.keep = 4, .rows = 100};
+  const ForwardOptions options = {.mode = AttentionForm::absorbed, .window = window};
+  AttentionConfig config = make_config(8, 2, 0, 12, 4, 4, 4);
+  config.rope_scaling = short_yarn(1.0, 0.707);
+  const TemporaryDirectory directory;
+  for (std::size_t f = 0; f < kCacheFormatCount; ++f) {
+    TestLayer layer(config);
+    Context context;
+    LatentCache cache(config, static_cast<CacheFormat>(f));
+    const bool rounds = context.kernels().of(cache.format()).arithmetic != Arithmetic::float32;
+    std::size_t workspace = 0, resident = 0;
+    for (Index step = 1; step <= steps; ++step) {
+      if (layer.random.chance(0.05)) {  // drafts that are all rejected
+        const Index tokens = layer.random.integer(1, 5);
+        run(layer, layer.input(tokens), cache, context, options);
+        cache.truncate(cache.size() - tokens);
+      }
+      if (layer.random.chance(0.01)) cache = cache.fork(cache.size());
+      if (layer.random.chance(0.002)) {
+        save_snapshot(directory / "cache", config, cache);
+        cache = LatentCache(config, cache.format());
+        restore_snapshot(directory / "cache", config, cache);
+      }
+      const RowMajorMatrix x = layer.input(1);
+      const RowMajorMatrix out = run(layer, x, cache, context, options);
+      // At most a page that begins and one that ends, for the kept rows and for the window, and
+      // one for drafts.
+      ASSERT_LE(cache.bytes_allocated(), 7 * cache.rows().page_bytes());
+      if (step == steps / 4) {
+        workspace = context.workspace().bytes_allocated();
+        resident = resident_bytes();
+      }
+      if (step % (steps / 100) != 0) continue;
+      ASSERT_EQ(cache.size(), std::min(step, window.most()));
+      ASSERT_EQ(cache.positions(), consecutive(0, cache.size()));
+      RowMajorMatrix text = RowMajorMatrix::Zero(cache.size(), x.cols());
+      text.bottomRows(1) = x;
+      const DoubleMatrix expected =
+          reference_output_over(layer, text, cache.positions(), decoded_rows(config, cache));
+      ASSERT_TRUE(close(out, expected.bottomRows(1),
+                        rounds ? kTinyBFloat16Tolerance : kTinyFloat32Tolerance))
+          << name_of(cache.format()) << " at step " << step;
+    }
+    EXPECT_EQ(context.workspace().bytes_allocated(), workspace);
+    if (!kSanitized) {
+      EXPECT_LE(resident_bytes(), resident + 1'000'000);
+    }
+  }
+}
+
 // A text of which only its last tokens are kept, as in a stream, far beyond a million.
 TEST(LongRun, PositionsBeyondAMillionAreTheReference) {
   for (const double theta : {10'000.0, 8e6})
@@ -123,7 +184,7 @@ TEST(LongRun, PositionsBeyondAMillionAreTheReference) {
       std::vector<Index> positions = with_gaps(200, 20'000, layer.random);
       for (Index& position : positions) position += first;
       const DoubleMatrix expected = reference_output(layer, x, positions);
-      for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
+      for (AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
         Context context;
         LatentKVCache<float> cache(config);
         RowMajorMatrix out(200, x.cols());

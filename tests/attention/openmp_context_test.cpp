@@ -20,7 +20,7 @@ namespace {
 struct Layer {
   std::vector<RowMajorMatrix> outputs(Context& context) const {
     std::vector<RowMajorMatrix> all;
-    for (Mode mode : {Mode::absorbed, Mode::decompressed}) {
+    for (AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
       LatentKVCache<float> cache(layer.config());
       all.push_back(run(layer, prompt, cache, context, {.mode = mode}));
       all.push_back(run(layer, step, cache, context, {.mode = mode}));

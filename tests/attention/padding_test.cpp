@@ -193,7 +193,7 @@ TEST_F(Positions, OfAHundredThousandAndMoreKeepTheTolerance) {
     const RowMajorMatrix x = layer.input(40);
     std::vector<Index> positions = with_gaps(40, 5000, layer.random);
     for (Index& p : positions) p += 100'000;
-    for (Mode mode : {Mode::absorbed, Mode::decompressed})
+    for (AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed})
       EXPECT_TRUE(
           close(run_fresh<float>(layer, x, context_, {.mode = mode, .position_ids = positions}),
                 reference_output(layer, x, positions), kFloat32Tolerance));

@@ -8,9 +8,9 @@
 #include <utility>
 #include <vector>
 
+#include "attention/partial.hpp"
 #include "mla/attention/absorbed_attention.hpp"
 #include "mla/attention/decompressed_attention.hpp"
-#include "mla/attention/merge_attention.hpp"
 #include "support/compare.hpp"
 #include "support/executors.hpp"
 #include "support/kernel_oracle.hpp"
@@ -21,33 +21,13 @@
 namespace mla::test {
 namespace {
 
-constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
-constexpr float kNothing = -std::numeric_limits<float>::infinity();
-
-MatrixView<float> view(RowMajorMatrix& m) { return {m.data(), m.rows(), m.cols()}; }
-MatrixView<const float> view(const RowMajorMatrix& m) { return {m.data(), m.rows(), m.cols()}; }
-
-/// Attention of some queries over some keys.
-struct Partial {
-  Partial(Index tokens, Index heads, Index width)
-      : values(RowMajorMatrix::Constant(tokens, heads * width, kNaN)),
-        log_sum_exp(RowMajorMatrix::Constant(tokens, heads, kNothing)) {}
-
-  void merge(const Partial& more) {
-    merge_attention(view(more.values), view(more.log_sum_exp), view(values), view(log_sum_exp));
-  }
-
-  RowMajorMatrix values;       // [tokens, heads * width]
-  RowMajorMatrix log_sum_exp;  // [tokens, heads]
-};
-
 /// A sequence of `keys` tokens, the last `tokens` of them queries, attended to in one of the forms
 /// over any part of the keys. Logits have a spread of about 2 around a center that goes from `from`
 /// at the first key to `to` at the last.
 template <StorageElement T>
 class SplitAttention {
  public:
-  SplitAttention(const AttentionConfig& config, Mode mode, Index keys, Index tokens,
+  SplitAttention(const AttentionConfig& config, AttentionForm mode, Index keys, Index tokens,
                  double from = 0.0, double to = 0.0)
       : config_(config),
         mode_(mode),
@@ -87,7 +67,7 @@ class SplitAttention {
   void run(const std::vector<CachedTokens>& batch, Context& context, MatrixView<float> values,
            MatrixView<float> log_sum_exp) const {
     const LatentDecompression decompression(config_, weights_);
-    if (mode_ == Mode::absorbed)
+    if (mode_ == AttentionForm::absorbed)
       AbsorbedAttention(config_, scale())
           .forward(batch, view(queries_), values, context, log_sum_exp);
     else
@@ -156,7 +136,7 @@ class SplitAttention {
   }
 
  private:
-  bool absorbed() const noexcept { return mode_ == Mode::absorbed; }
+  bool absorbed() const noexcept { return mode_ == AttentionForm::absorbed; }
   Index first_rope() const noexcept {
     return absorbed() ? config_.kv_lora_rank : config_.qk_nope_head_dim;
   }
@@ -180,7 +160,7 @@ class SplitAttention {
   }
 
   AttentionConfig config_;
-  Mode mode_;
+  AttentionForm mode_;
   Random random_;
   std::vector<float> kv_b_;
   RowMajorMatrix rows_;     // [keys, cache row width]
@@ -359,111 +339,6 @@ TEST_P(PartialAttention, SeveralSequencesMaySeeOnePrefixInOneCall) {
   const Partial alone = split.attend(0, 100, context);
   EXPECT_TRUE(same_bits(shared.values, alone.values));
   EXPECT_TRUE(same_bits(shared.log_sum_exp, alone.log_sum_exp));
-}
-
-// One token, heads of two values each.
-Partial partial(std::initializer_list<float> log_sum_exp, std::initializer_list<float> values) {
-  Partial result(1, std::ssize(log_sum_exp), 2);
-  std::copy(log_sum_exp.begin(), log_sum_exp.end(), result.log_sum_exp.data());
-  std::copy(values.begin(), values.end(), result.values.data());
-  return result;
-}
-
-TEST(MergeAttention, WeighsByTheExponentialsFarFromZeroToo) {
-  for (float center : {0.0f, 300.0f, -300.0f}) {
-    Partial merged = partial({center, center}, {1.0f, 2.0f, 3.0f, 4.0f});
-    merged.merge(partial({center + 1.0f, center - 1.0f}, {5.0f, 6.0f, 7.0f, 8.0f}));
-    const double share = 1.0 / (1.0 + std::exp(1.0));  // of the smaller
-    // Three roundings of numbers below 8.
-    const double bound = 3.0 * 8.0 * 0x1p-24;
-    EXPECT_NEAR(merged.values(0, 0), 5.0 - 4.0 * share, bound);
-    EXPECT_NEAR(merged.values(0, 1), 6.0 - 4.0 * share, bound);
-    EXPECT_NEAR(merged.values(0, 2), 3.0 + 4.0 * share, bound);
-    EXPECT_NEAR(merged.values(0, 3), 4.0 + 4.0 * share, bound);
-    const double grown = std::log1p(std::exp(-1.0));
-    const double rounding = 302.0 * 0x1p-24;
-    EXPECT_NEAR(merged.log_sum_exp(0, 0), static_cast<double>(center) + 1.0 + grown, rounding);
-    EXPECT_NEAR(merged.log_sum_exp(0, 1), static_cast<double>(center) + grown, rounding);
-  }
-}
-
-TEST(MergeAttention, APartFarBelowLeavesNothing) {
-  Partial merged = partial({-300.0f, 3e38f}, {1.0f, 2.0f, 3.0f, 4.0f});
-  merged.merge(partial({300.0f, -3e38f}, {5.0f, 6.0f, 7.0f, 8.0f}));
-  const Partial expected = partial({300.0f, 3e38f}, {5.0f, 6.0f, 3.0f, 4.0f});
-  EXPECT_TRUE(same_bits(merged.values, expected.values));
-  EXPECT_TRUE(same_bits(merged.log_sum_exp, expected.log_sum_exp));
-}
-
-// exp() of the difference is infinite, in double too from 710 on.
-TEST(MergeAttention, APartFarAboveReplacesWhatWasThere) {
-  Partial merged = partial({-3e38f, -400.0f}, {1.0f, 2.0f, 3.0f, 4.0f});
-  const Partial above = partial({3e38f, 400.0f}, {5.0f, 6.0f, 7.0f, 8.0f});
-  merged.merge(above);
-  EXPECT_TRUE(same_bits(merged.values, above.values));
-  EXPECT_TRUE(same_bits(merged.log_sum_exp, above.log_sum_exp));
-}
-
-// Whatever its values are: they may not have been written yet.
-TEST(MergeAttention, APartThatSawNothingChangesNothing) {
-  const Partial some = partial({0.5f, kNothing}, {5.0f, 6.0f, 0.0f, 0.0f});
-  const Partial nothing = partial({kNothing, kNothing}, {kNaN, kNaN, 0.0f, 0.0f});
-  Partial first = some, second = nothing;
-  first.merge(nothing);
-  second.merge(some);
-  for (const Partial* merged : {&first, &second}) {
-    EXPECT_TRUE(same_bits(merged->values, some.values));
-    EXPECT_TRUE(same_bits(merged->log_sum_exp, some.log_sum_exp));
-  }
-}
-
-TEST(MergeAttention, ANaNIsNotHidden) {
-  for (const bool first : {false, true}) {
-    const Partial number = partial({1.0f}, {1.0f, 2.0f}), nan = partial({kNaN}, {kNaN, kNaN});
-    Partial merged = first ? nan : number;
-    merged.merge(first ? number : nan);
-    EXPECT_TRUE(std::isnan(merged.log_sum_exp(0, 0)));
-    EXPECT_TRUE(std::isnan(merged.values(0, 0)));
-  }
-}
-
-TEST(MergeAttention, WritesIntoRowsThatLieApartAndNowhereElse) {
-  Random random(1);
-  GuardedMatrix<float> values(3, 8, random), log_sum_exp(3, 2, random);
-  const GuardedMatrix<float> more(3, 8, random), more_log_sum_exp(3, 2, random);
-  Partial dense(3, 2, 4);
-  for (const auto* part : {&std::as_const(values), &more})
-    for (Index t = 0; t < 3; ++t) {
-      Partial row(1, 2, 4);
-      const auto& logs = part == &more ? more_log_sum_exp : std::as_const(log_sum_exp);
-      std::copy_n(part->view().row(t), 8, row.values.data());
-      std::copy_n(logs.view().row(t), 2, row.log_sum_exp.data());
-      merge_attention(view(std::as_const(row.values)), view(std::as_const(row.log_sum_exp)),
-                      view(dense.values).row_range(t, 1), view(dense.log_sum_exp).row_range(t, 1));
-    }
-  merge_attention(more.view(), more_log_sum_exp.view(), values.view(), log_sum_exp.view());
-  EXPECT_TRUE(values.gaps_are_untouched());
-  EXPECT_TRUE(log_sum_exp.gaps_are_untouched());
-  for (Index t = 0; t < 3; ++t)
-    for (Index c = 0; c < 8; ++c) EXPECT_EQ(values.view()(t, c), dense.values(t, c));
-}
-
-TEST(MergeAttention, RefusesWhatDoesNotFit) {
-  const Partial good(2, 3, 4);
-  const auto refused = [&](const Partial& more, Partial into,
-                           std::initializer_list<const char*> parts) {
-    return refuses([&] { into.merge(more); }, parts);
-  };
-  EXPECT_TRUE(refused(Partial(3, 3, 4), good, {"values to merge", "[2, 12]", "[3, 12]"}));
-  EXPECT_TRUE(refused(Partial(2, 3, 5), good, {"values to merge", "[2, 12]", "[2, 15]"}));
-  EXPECT_TRUE(refused(Partial(2, 2, 6), good, {"log_sum_exp to merge", "[2, 3]", "[2, 2]"}));
-  Partial odd = good;
-  odd.log_sum_exp.resize(2, 5);
-  EXPECT_TRUE(refused(good, odd, {"12 columns", "multiple of the 5 heads"}));
-  odd.log_sum_exp.resize(2, 0);
-  EXPECT_TRUE(refused(good, odd, {"multiple of the 0 heads"}));
-  odd.log_sum_exp.resize(3, 3);
-  EXPECT_TRUE(refused(good, odd, {"3 rows", "got 2"}));
 }
 
 }  // namespace

@@ -23,7 +23,8 @@ TEST_P(ReferenceAgreement, AbsorbedAndDecompressedAreTheReference) {
   const std::vector<Index> positions = with_gaps(param.tokens, param.largest_gap, layer.random);
   const DoubleMatrix expected = reference_output(layer, x, positions);
   for (simd::Isa isa : supported_isas())
-    for (Mode mode : {Mode::absorbed, Mode::decompressed, Mode::automatic}) {
+    for (AttentionForm mode :
+         {AttentionForm::absorbed, AttentionForm::decompressed, AttentionForm::automatic}) {
       Context context(simd::kernels_for(isa));
       const ForwardOptions options = {.mode = mode, .position_ids = positions};
       const auto out = run_fresh<float>(layer, x, context, options);

@@ -20,7 +20,8 @@ namespace mla::test {
 namespace {
 
 constexpr CacheFormat kFormats[] = {CacheFormat::float32, CacheFormat::bfloat16,
-                                    CacheFormat::float16};
+                                    CacheFormat::float16, CacheFormat::int8,
+                                    CacheFormat::fp8,     CacheFormat::int4};
 
 // Lists of rows, one per token.
 class Lists {
@@ -108,9 +109,11 @@ TEST_P(Selection, IsAttentionUnderAMask) {
       Context context(kernels());
       for (const CacheFormat format : kFormats) {
         // What a format rounds is bounded where caches are tested; here, that it is no other mask.
-        const double tolerance = format == CacheFormat::float32   ? kFloat32Tolerance
-                                 : format == CacheFormat::float16 ? 0.01
-                                                                  : 0.08;
+        const double tolerance = format == CacheFormat::float32    ? kFloat32Tolerance
+                                 : format == CacheFormat::float16  ? 0.01
+                                 : format == CacheFormat::bfloat16 ? 0.08
+                                 : format == CacheFormat::int8     ? 0.1
+                                                                   : 0.5;
         EXPECT_TRUE(close(run_selected(layer, x, format, lists, context), expected, tolerance))
             << name_of(format) << ", " << tokens << " tokens";
       }
@@ -126,7 +129,7 @@ TEST_P(Selection, OfAllRowsIsTheAbsorbedForm) {
     Context context(kernels());
     for (const CacheFormat format : kFormats) {
       LatentCache cache(config, format);
-      const RowMajorMatrix dense = run(layer, x, cache, context, {.mode = Mode::absorbed});
+      const RowMajorMatrix dense = run(layer, x, cache, context, {.mode = AttentionForm::absorbed});
       cache.truncate(1030);
       const Lists last = all_rows(1030, 70);
       EXPECT_TRUE(
@@ -212,7 +215,8 @@ TEST(SelectionErrors, NameTheTokenAndTheRowAndLeaveTheCache) {
   run(layer, layer.input(5), cache, context);
   const CacheContents before(cache);
   const RowMajorMatrix x = layer.input(2);
-  const auto message = [&](const std::vector<Index>& second, Mode mode = Mode::automatic) {
+  const auto message = [&](const std::vector<Index>& second,
+                           AttentionForm mode = AttentionForm::automatic) {
     Lists lists;
     lists.add({0, 5});
     lists.add(second);
@@ -225,7 +229,7 @@ TEST(SelectionErrors, NameTheTokenAndTheRowAndLeaveTheCache) {
   EXPECT_EQ(message({1, 7}), "selection of token 1 has row 7, but the token sees rows 0 to 6");
   EXPECT_EQ(message({-1}), "selection of token 1 has row -1, but the token sees rows 0 to 6");
   EXPECT_EQ(message({3, 1}), "selection of token 1 must rise: row 1 comes after 3");
-  EXPECT_EQ(message({1}, Mode::decompressed).substr(0, 49),
+  EXPECT_EQ(message({1}, AttentionForm::decompressed).substr(0, 49),
             "mode decompressed does not take selected keys: ea");
 
   const std::vector<Index> rows = {0, 1};

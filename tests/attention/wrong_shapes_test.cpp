@@ -4,8 +4,8 @@
 #include <gtest/gtest.h>
 
 #include <functional>
-#include <list>
 #include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "mla/attention/absorbed_attention.hpp"
@@ -16,45 +16,25 @@
 #include "mla/ops/mlp.hpp"
 #include "support/test_configs.hpp"
 #include "support/test_layer.hpp"
+#include "support/wrong_shapes.hpp"
 
 namespace mla::test {
 namespace {
 
 class WrongShapes : public ::testing::TestWithParam<bool> {
  protected:
-  // [rows, cols], dense, 0.5 everywhere.
-  MatrixView<float> view(Index rows, Index cols) {
-    auto& memory = memory_.emplace_back(static_cast<std::size_t>(rows * cols), 0.5f);
-    return {memory.data(), rows, cols};
-  }
-
-  // call(views) must hold for views of these shapes, and throw for each with one of its dims one
-  // smaller or larger.
-  using Views = std::vector<MatrixView<float>>;
+  using Views = ExactViews::Views;
+  MatrixView<float> view(Index rows, Index cols) { return views_.make(rows, cols); }
   void expect_only(const std::vector<std::pair<Index, Index>>& shapes,
                    const std::function<void(const Views&)>& call) {
-    const auto views_of = [&](std::size_t changed, Index rows, Index cols) {
-      Views views;
-      for (std::size_t i = 0; i < shapes.size(); ++i)
-        views.push_back(view(shapes[i].first + (i == changed ? rows : 0),
-                             shapes[i].second + (i == changed ? cols : 0)));
-      return views;
-    };
-    EXPECT_NO_THROW(call(views_of(shapes.size(), 0, 0)));
-    for (std::size_t i = 0; i < shapes.size(); ++i)
-      for (const auto& [rows, cols] : {std::pair{0, -1}, {0, 1}, {-1, 0}, {1, 0}}) {
-        // One matrix alone may have any number of rows.
-        if (shapes.size() == 1 && rows != 0) continue;
-        EXPECT_THROW(call(views_of(i, rows, cols)), std::invalid_argument)
-            << "view " << i << ", " << rows << " rows, " << cols << " columns";
-      }
+    views_.expect_only(shapes, call);
   }
 
   AttentionConfig config() const {
     return GetParam() ? AttentionConfig::lesson(48, 4, 24, 20, 8) : small_config();
   }
 
-  std::list<std::vector<float>> memory_;
+  ExactViews views_;
   Context context_;
 };
 INSTANTIATE_TEST_SUITE_P(RotaryKeys, WrongShapes, ::testing::Bool(), [](const auto& per_head) {

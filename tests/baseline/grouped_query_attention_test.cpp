@@ -317,6 +317,11 @@ TEST(GroupedQueryAttention, ACallThatThrowsLeavesTheCacheAsItWas) {
   KeyValueCache<bfloat16> narrow(small_config(4));
   expect_has(test::message_of([&] { attention.forward(x, narrow); }),
              "the cache has 4 K/V heads of 34 + 18 elements (key + value), this layer needs 2");
+  GroupedQueryConfig turned = layer.config;
+  turned.rope_theta = 20000.0;
+  KeyValueCache<bfloat16> other(turned);
+  expect_has(test::message_of([&] { attention.forward(x, other); }),
+             "the cache was made with rope_theta 20000, this layer has ");
 
   EXPECT_EQ(cache.size(), 40);
   EXPECT_EQ(narrow.size(), 0);

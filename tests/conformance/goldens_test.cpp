@@ -37,7 +37,8 @@ TEST_P(Golden, HoldsOnEveryIsaInBothModesForAllElementTypes) {
   const bool large = file.name() == "v3_real";  // once, and on the weakest kernels
   for (const simd::Isa isa : supported_isas())
     for (const auto weights : {WeightFormat::float32, WeightFormat::bfloat16})
-      for (const auto cache : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16}) {
+      for (const auto cache : {CacheFormat::float32, CacheFormat::bfloat16, CacheFormat::float16,
+                               CacheFormat::int8, CacheFormat::fp8, CacheFormat::int4}) {
         // Its weights are bfloat16 as they are.
         if (large && weights == WeightFormat::bfloat16) continue;
         if (large && isa != simd::best_isa() && cache != CacheFormat::float32) continue;

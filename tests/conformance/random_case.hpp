@@ -14,7 +14,7 @@
 
 #include "conformance/editable_case.hpp"
 #include "mla/attention/reference.hpp"
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "support/random.hpp"
 
 namespace mla::test {

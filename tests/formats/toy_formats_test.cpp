@@ -36,18 +36,20 @@ class ToyWeights {
     info_of(exact.format).widen(exact, {values.data(), exact.rows, exact.cols});
     const Index groups = (exact.cols + kGroup - 1) / kGroup;
     auto& codes = codes_.emplace_back(static_cast<std::size_t>(exact.rows * exact.cols));
-    auto& scales = scales_.emplace_back(static_cast<std::size_t>(exact.rows * groups));
+    const Index stride = groups + 1;  // NaN behind the scales of each row
+    auto& scales = scales_.emplace_back(static_cast<std::size_t>(exact.rows * stride),
+                                        std::numeric_limits<float>::quiet_NaN());
     for (Index r = 0; r < exact.rows; ++r)
       for (Index g = 0; g < groups; ++g) {
         const Index first = g * kGroup, count = std::min(kGroup, exact.cols - first);
         const float scale = values.row(r).segment(first, count).cwiseAbs().maxCoeff() / 127.0f;
-        scales[static_cast<std::size_t>(r * groups + g)] = scale;
+        scales[static_cast<std::size_t>(r * stride + g)] = scale;
         for (Index c = first; c < first + count; ++c)
           codes[static_cast<std::size_t>(r * exact.cols + c)] =
               static_cast<std::int8_t>(scale == 0.0f ? 0.0f : std::nearbyint(values(r, c) / scale));
       }
     return {codes.data(), WeightFormat::extra, exact.rows, exact.cols,
-            Scales{.data = scales.data(), .block_cols = kGroup, .stride = groups}};
+            Scales{.data = scales.data(), .block_cols = kGroup, .stride = stride}};
   }
 
   // What they are by definition.
@@ -134,7 +136,8 @@ AttentionWeights map_matrices(const AttentionWeights& weights,
 
 // The output of all of a case's tokens in one call, a cache per sequence.
 RowMajorMatrix run_case(const conformance::AttentionCase& c, const AttentionWeights& weights,
-                        std::vector<LatentCache>& caches, Mode mode, const simd::Kernels& kernels) {
+                        std::vector<LatentCache>& caches, AttentionForm mode,
+                        const simd::Kernels& kernels) {
   const MultiheadLatentAttention layer(c.config, weights);
   Context context(kernels);
   std::vector<Sequence> batch;
@@ -187,7 +190,7 @@ TEST_P(ToyGolden, HoldsWithToyWeightsAndIsThatOfTheDecodedOnes) {
     const AttentionWeights decoded =
         map_matrices(toy, [&](const WeightView& matrix) { return memory.decode(matrix); });
     for (const simd::Isa isa : supported_isas())
-      for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
+      for (const AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
         const simd::Kernels& kernels = simd::kernels_for(isa);
         auto caches = caches_of(c, CacheFormat::float32),
              others = caches_of(c, CacheFormat::float32);
@@ -202,7 +205,7 @@ TEST_P(ToyGolden, HoldsWithToyWeightsAndIsThatOfTheDecodedOnes) {
 TEST_P(ToyGolden, HoldsWithAToyCache) {
   for (const conformance::AttentionCase& c : cases())
     for (const simd::Isa isa : supported_isas())
-      for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
+      for (const AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
         const simd::Kernels& kernels = simd::kernels_for(isa);
         auto caches = caches_of(c, CacheFormat::extra);
         EXPECT_LT(error_of(run_case(c, c.weights->views(), caches, mode, kernels), c), tolerance())
@@ -219,7 +222,7 @@ TEST_P(ToyGolden, HoldsWithAToyCache) {
           const Index tokens = std::min<Index>(5, from.size());
           const CachedTokens last = CachedTokens::ending_in(from, 0, tokens);
           const AttentionConfig& config = c.config;
-          const bool absorbed = mode == Mode::absorbed;
+          const bool absorbed = mode == AttentionForm::absorbed;
           const Index key =
               absorbed ? config.kv_lora_rank + config.qk_rope_head_dim : config.qk_head_dim();
           const Index value = absorbed ? config.kv_lora_rank : config.v_head_dim;

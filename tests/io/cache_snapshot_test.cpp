@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <fstream>
 #include <functional>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -69,7 +70,7 @@ std::string version_1(const LatentKVCache<T>& cache, std::string_view dtype) {
                                    {"rope_scaling.mscale_all_dim", "0.707"}};
   std::vector<T> rows;
   for (Index i = 0; i < cache.size(); ++i) rows.insert(rows.end(), cache.row(i), cache.row(i) + 10);
-  const std::vector<std::int64_t> positions(cache.positions().begin(), cache.positions().end());
+  const std::vector<std::int64_t> positions = cache.positions();
   const std::string tensors =
       SafetensorsWriter()
           .add("caches.0.positions", "I64", {cache.size()}, positions)
@@ -243,6 +244,40 @@ TEST_F(CacheSnapshot, AnotherFormatOrLabelIsRefused) {
                       "weights 2"));
 }
 
+// 8 and 4 bits: all bytes come back, what follows has the same bits, and formats of the same size
+// are not taken for each other.
+TEST_F(CacheSnapshot, QuantisedRowsRestoreByteByByteAndInTheirFormatOnly) {
+  TestLayer layer(make_config(40, 3, 0, 160, 24, 16, 24));
+  Context context;
+  for (const CacheFormat format : kQuantised)
+    for (const Index tokens : {0, 1, 65, 200}) {
+      const RowMajorMatrix x = layer.input(70);
+      LatentCache cache(layer.config(), format), restored(layer.config(), format);
+      run(layer, layer.input(tokens), cache, context);
+      if (tokens == 65) {
+        RowMajorMatrix spoiled = RowMajorMatrix::Constant(1, 176, 1.0f);
+        spoiled(0, 3) = std::numeric_limits<float>::quiet_NaN();
+        cache.append(view_of(spoiled), std::vector<Index>{100});
+      }
+      run(layer, layer.input(3), restored, context);
+      save_snapshot(path_, layer.config(), cache);
+      restore_snapshot(path_, layer.config(), restored);
+      ASSERT_TRUE(CacheContents(restored) == CacheContents(cache)) << name_of(format);
+      if (tokens != 65) {
+        EXPECT_TRUE(same_bits(run(layer, x, restored, context), run(layer, x, cache, context)));
+      }
+      for (const CacheFormat other_format : kQuantised) {
+        if (other_format == format) continue;
+        LatentCache other(layer.config(), other_format);
+        const std::string saved(name_of(format)), wanted(name_of(other_format));
+        EXPECT_TRUE(fails_naming(
+            [&] { restore_snapshot(path_, layer.config(), other); },
+            {"cache_format is " + saved + " in the snapshot, but " + wanted + " here"}));
+        EXPECT_EQ(other.size(), 0);
+      }
+    }
+}
+
 TEST_F(CacheSnapshot, ALabelThatIsNotTextIsTheCallersMistake) {
   EXPECT_THROW(save_snapshot(path_, config_, cache_, "mod\xE8le"), std::invalid_argument);
 }
@@ -279,6 +314,8 @@ TEST_F(CacheSnapshot, AFileOfVersion1IsRefusedByItsOwnFields) {
   EXPECT_TRUE(refused(config_, half, {"element is bf16 in the snapshot, but f16 here"}));
   LatentCache indexed(config_, CacheFormat::bfloat16, {.width = 5});
   EXPECT_TRUE(refused(config_, indexed, {"index_key_width is missing"}));
+  LatentCache quantised(config_, CacheFormat::int8);
+  EXPECT_TRUE(refused(config_, quantised, {"element is bf16 in the snapshot, but int8 here"}));
   write_file(path_, version_1(saved_, "F16"));
   EXPECT_TRUE(refused({"caches.0.rows", "F16 [3, 10]", "expected BF16 [3, 10]"}));
 }
@@ -287,9 +324,9 @@ TEST_F(CacheSnapshot, OtherVersionsAndOtherFilesAreRefused) {
   std::string bytes = read_file(path_);
   const std::size_t version = bytes.find(R"("version":"2")");
   ASSERT_NE(version, bytes.npos);
-  bytes[version + 11] = '3';
+  bytes[version + 11] = '4';
   write_sealed(bytes);
-  EXPECT_TRUE(refused({"version is 3 in the snapshot, but 2 here"}));
+  EXPECT_TRUE(refused({"version is 4 in the snapshot, but 2 here"}));
   SafetensorsWriter().add<float>("a", "F32", {2}, {1.0f, 2.0f}).write(path_);
   EXPECT_TRUE(refused({"no snapshot", "format is missing"}));
   std::filesystem::remove(path_);
@@ -333,11 +370,12 @@ TEST_F(CacheSnapshot, AForgedFileIsRefusedByTheTensor) {
 TEST_F(CacheSnapshot, FieldsThatThisConfigurationDoesNotHaveAreRefused) {
   AttentionConfig plain = config_;
   plain.rope_scaling = {};
-  auto fields = mla::detail::snapshot_fields(plain, saved_, 1, "weights 1");
+  LatentCache unscaled(plain, CacheFormat::bfloat16);
+  auto fields = mla::detail::snapshot_fields(plain, unscaled, 1, "weights 1");
   fields.emplace_back("mla_scale_kv_lora", "2");
   const LatentCache* const caches[] = {&saved_};
   mla::detail::write_snapshot(path_, fields, caches);
-  EXPECT_TRUE(refused(plain, cache_, {"mla_scale_kv_lora is 2 in the snapshot"}));
+  EXPECT_TRUE(refused(plain, unscaled, {"mla_scale_kv_lora is 2 in the snapshot"}));
 }
 
 // Appends `tokens` random rows with index keys.
@@ -399,8 +437,8 @@ TEST_F(CacheSnapshot, OtherIndexKeysAreRefusedByTheField) {
 
 TEST_F(CacheSnapshot, ACacheOfAnotherConfigIsTheCallersMistake) {
   LatentKVCache<bfloat16> other(small_config());
-  EXPECT_TRUE(refuses([&] { save_snapshot(path_, config_, other); }, {"another configuration"}));
-  EXPECT_TRUE(refuses([&] { restore_snapshot(path_, config_, other); }, {"another configuration"}));
+  EXPECT_TRUE(refuses([&] { save_snapshot(path_, config_, other); }, {"the cache has rows of"}));
+  EXPECT_TRUE(refuses([&] { restore_snapshot(path_, config_, other); }, {"the cache has rows of"}));
 }
 
 TEST_F(CacheSnapshot, AFullDiskLeavesTheOldSnapshot) {

@@ -2,11 +2,8 @@
 
 #include <gtest/gtest.h>
 
-#include <cmath>
 #include <stdexcept>
 #include <string>
-#include <thread>
-#include <utility>
 #include <vector>
 
 #include "support/safetensors_writer.hpp"
@@ -45,14 +42,6 @@ SafetensorsWriter one_float(const std::string& name, float value) {
   return writer;
 }
 
-// Codes 0..255 over and over; NaN codes become zero.
-std::vector<std::uint8_t> some_codes(std::size_t size) {
-  std::vector<std::uint8_t> codes(size);
-  for (std::size_t i = 0; i < size; ++i)
-    codes[i] = i % 128 == 127 ? std::uint8_t{0} : static_cast<std::uint8_t>(i);
-  return codes;
-}
-
 TEST_F(CheckpointTest, OpensAFileADirectoryAndShards) {
   one_float("a", 1).write(directory_ / "x.safetensors");
   one_float("b", 2).write(directory_ / "y.safetensors");
@@ -66,6 +55,11 @@ TEST_F(CheckpointTest, OpensAFileADirectoryAndShards) {
   const Checkpoint single =
       open(one_float("c", 3));  // is preferred to the index, as in transformers
   EXPECT_EQ(single.names(), std::vector<std::string>{"c"});
+}
+
+TEST_F(CheckpointTest, AFileOfMultiTokenPredictionBelongsToIt) {
+  one_float("b", 2).write(directory_ / "mtp-1-of-1.safetensors");
+  EXPECT_EQ(open(one_float("a", 1)).names(), (std::vector<std::string>{"a", "b"}));
 }
 
 TEST_F(CheckpointTest, TheIndexDecidesWhichShardATensorIsReadFrom) {
@@ -127,94 +121,6 @@ TEST_F(CheckpointTest, NamesCanBeAskedForByPrefix) {
   EXPECT_EQ(checkpoint.names().size(), 4u);
   EXPECT_TRUE(checkpoint.contains("head"));
   EXPECT_FALSE(checkpoint.contains("hea"));
-}
-
-TEST_F(CheckpointTest, Fp8IsDecodedWithScalesOfAllThreeTypes) {
-  constexpr Index kRows = 130, kCols = 257;  // blocks [2, 3], the last ones partial
-  const std::vector<std::uint8_t> codes = some_codes(kRows * kCols);
-  const std::vector<std::uint8_t> exponents = {120, 127, 130, 119, 128, 125};
-  std::vector<float> f32;
-  std::vector<bfloat16> bf16;
-  for (const std::uint8_t exponent : exponents) {
-    f32.push_back(std::ldexp(1.0f, exponent - 127));
-    bf16.push_back(bfloat16(f32.back()));
-  }
-  const Checkpoint checkpoint = open(SafetensorsWriter()
-                                         .add("a.weight", "F8_E4M3", {kRows, kCols}, codes)
-                                         .add("a.weight_scale_inv", "F32", {2, 3}, f32)
-                                         .add("b.weight", "F8_E4M3", {kRows, kCols}, codes)
-                                         .add("b.weight_scale_inv", "BF16", {2, 3}, bf16)
-                                         .add("c.weight", "F8_E4M3", {kRows, kCols}, codes)
-                                         .add("c.weight_scale_inv", "F8_E8M0", {2, 3}, exponents));
-  for (const char* name : {"a.weight", "b.weight", "c.weight"}) {
-    const WeightView weight = checkpoint.matrix(name, kRows, kCols);
-    ASSERT_EQ(weight.format, WeightFormat::bfloat16);
-    for (Index r = 0; r < kRows; ++r) {
-      for (Index c = 0; c < kCols; ++c) {
-        // Powers of two times 4 bits of precision: exact.
-        const float expected = decode_e4m3(codes[static_cast<std::size_t>(r * kCols + c)]) *
-                               f32[static_cast<std::size_t>(r / 128 * 3 + c / 128)];
-        ASSERT_EQ(float(weight.as<bfloat16>()(r, c)), expected) << name << " " << r << " " << c;
-      }
-    }
-  }
-}
-
-TEST_F(CheckpointTest, TheBlockSizeComesFromTheConfig) {
-  write_file(directory_ / "config.json",
-             R"({"quantization_config": {"weight_block_size": [2, 1]}})");
-  const Checkpoint checkpoint =
-      open(SafetensorsWriter()
-               .add<std::uint8_t>("w", "F8_E4M3", {3, 2}, {0x38, 0x38, 0x38, 0x38, 0x38, 0x38})
-               .add<float>("w_scale_inv", "F32", {2, 2}, {1, 2, 3, 4}));
-  const auto weight = checkpoint.matrix("w", 3, 2).as<bfloat16>();
-  EXPECT_EQ(float(weight(1, 1)), 2.0f);
-  EXPECT_EQ(float(weight(2, 0)), 3.0f);
-}
-
-TEST_F(CheckpointTest, Fp8IsDecodedOnceAlsoByManyThreadsAndSurvivesAMove) {
-  SafetensorsWriter writer;
-  for (const char* name : {"a", "b", "c"})
-    writer.add(name, "F8_E4M3", {64, 64}, some_codes(64 * 64))
-        .add<float>(std::string(name) + "_scale_inv", "F32", {1, 1}, {0.5f});
-  Checkpoint checkpoint = open(writer);
-  std::vector<std::vector<const void*>> seen(4);
-  std::vector<std::thread> threads;
-  for (auto& addresses : seen)
-    threads.emplace_back([&checkpoint, &addresses] {
-      for (const char* name : {"a", "b", "c", "a"})
-        addresses.push_back(checkpoint.matrix(name, 64, 64).data);
-    });
-  for (std::thread& thread : threads) thread.join();
-  for (const auto& addresses : seen) EXPECT_EQ(addresses, seen[0]);
-  EXPECT_EQ(seen[0][0], seen[0][3]);
-  const Checkpoint moved = std::move(checkpoint);
-  EXPECT_EQ(moved.matrix("a", 64, 64).data, seen[0][0]);
-}
-
-TEST_F(CheckpointTest, RefusesFp8WithoutItsScale) {
-  const Checkpoint checkpoint =
-      open(SafetensorsWriter().add<std::uint8_t>("w", "F8_E4M3", {1, 1}, {1}));
-  EXPECT_TRUE(
-      fails_naming([&] { checkpoint.matrix("w", 1, 1); }, {"tensor w_scale_inv", "missing"}));
-}
-
-TEST_F(CheckpointTest, RefusesFp8WithAScaleOfAnotherShapeOrType) {
-  const Checkpoint checkpoint = open(SafetensorsWriter()
-                                         .add("w", "F8_E4M3", {1, 129}, some_codes(129))
-                                         .add<float>("w_scale_inv", "F32", {1, 1}, {1})
-                                         .add("i", "F8_E4M3", {1, 1}, some_codes(1))
-                                         .add<std::int32_t>("i_scale_inv", "I32", {1, 1}, {1}));
-  EXPECT_TRUE(fails_naming([&] { checkpoint.matrix("w", 1, 129); },
-                           {"tensor w_scale_inv", "[1, 1]", "[1, 2]"}));
-  EXPECT_TRUE(fails_naming([&] { checkpoint.matrix("i", 1, 1); }, {"tensor i_scale_inv", "I32"}));
-}
-
-// A code times its scale may be anything that bfloat16 holds.
-TEST_F(CheckpointTest, Fp8IsNotDecodedToFloat16) {
-  one_float("a", 1).write(directory_ / "x.safetensors");
-  EXPECT_THROW(Checkpoint(directory_ / "x.safetensors", WeightFormat::float16),
-               std::invalid_argument);
 }
 
 TEST_F(CheckpointTest, RefusesAPlaceWithoutACheckpoint) {

@@ -22,7 +22,8 @@ namespace mla::test {
 namespace {
 
 constexpr CacheFormat kBatchFormats[] = {CacheFormat::float32, CacheFormat::bfloat16,
-                                         CacheFormat::float16};
+                                         CacheFormat::float16, CacheFormat::int8,
+                                         CacheFormat::fp8,     CacheFormat::int4};
 
 std::vector<TokenId> random_text(Index count, Random& random) {
   std::vector<TokenId> tokens;
@@ -62,13 +63,14 @@ TEST_P(Batch, OfTextsGivesTheBitsOfEachTextAlone) {
   for (const Index past : {0, 5, 70, 130})
     for (const Index tokens : {1, 40, 0, 90}) {
       if (past + tokens > 200) continue;
-      texts.push_back({random.one_of({kBatchFormats[0], kBatchFormats[1], kBatchFormats[2]}),
+      texts.push_back({kBatchFormats[random.integer(0, std::ssize(kBatchFormats) - 1)],
                        random_text(past, random), random_text(tokens, random),
                        random.integer(0, tokens)});
     }
   ThreadExecutor executor(3);
   Context alone(kernels()), together(executor, kernels());
-  for (const Mode mode : {Mode::automatic, Mode::absorbed, Mode::decompressed})
+  for (const AttentionForm mode :
+       {AttentionForm::automatic, AttentionForm::absorbed, AttentionForm::decompressed})
     for (const Index chunk : {33, 256}) {
       const DecoderOptions options = {.mode = mode, .chunk_tokens = chunk};
       std::list<DecoderState> states, expected_states;
@@ -102,13 +104,15 @@ TEST_P(Batch, MayMixForms) {
   const std::vector<TokenId> a = random_text(50, random), b = random_text(60, random);
   const ModelConfig& config = trained_model().config();
   DecoderState a_state(config), b_state(config), a_alone(config), b_alone(config);
-  const std::vector<TextStep> batch = {{&a_state, a, 1, Mode::decompressed},
-                                       {&b_state, b, 2, Mode::absorbed}};
+  const std::vector<TextStep> batch = {{&a_state, a, 1, AttentionForm::decompressed},
+                                       {&b_state, b, 2, AttentionForm::absorbed}};
   RowMajorMatrix logits(3, trained_model().vocab_size());
   trained_model().forward(batch, logits, context);
   RowMajorMatrix expected(3, logits.cols());
-  trained_model().forward(a, a_alone, expected.topRows(1), context, {.mode = Mode::decompressed});
-  trained_model().forward(b, b_alone, expected.bottomRows(2), context, {.mode = Mode::absorbed});
+  trained_model().forward(a, a_alone, expected.topRows(1), context,
+                          {.mode = AttentionForm::decompressed});
+  trained_model().forward(b, b_alone, expected.bottomRows(2), context,
+                          {.mode = AttentionForm::absorbed});
   EXPECT_TRUE(same_bits(logits, expected));
 }
 

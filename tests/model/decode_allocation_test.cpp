@@ -61,7 +61,7 @@ TEST(DecodeAllocation, ALongPromptTakesNoMoreScratchMemoryThanAChunk) {
     Context context;
     RowMajorMatrix logits(1, trained_model().vocab_size());
     trained_model().forward(std::span(tokens).first(count), state, logits, context,
-                            {.mode = Mode::absorbed, .chunk_tokens = 25});
+                            {.mode = AttentionForm::absorbed, .chunk_tokens = 25});
     bytes.push_back(context.workspace().bytes_allocated());
   }
   EXPECT_EQ(bytes[1], bytes[0]);

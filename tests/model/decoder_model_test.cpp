@@ -250,7 +250,7 @@ TEST_F(DecoderCall, RefusesWhatDoesNotFitAndLeavesTheStateAsItWas) {
   config = model.config();
   config.attention.kv_lora_rank = 19;
   DecoderState wider(config);
-  refused([&] { model.forward(some, wider); }, {"25", "23"});
+  refused([&] { model.forward(some, wider); }, {"19 + 6", "17 + 6"});
   EXPECT_EQ(model.forward(std::span(tokens).first(180), state).rows(), 180) << "a full context";
 }
 
@@ -306,7 +306,7 @@ TEST_F(DecoderCall, PredictionsOfTheLastTokensAreThoseOfAll) {
   const auto predict = [&](Eigen::Ref<RowMajorMatrix> logits) {
     state.prediction()->clear();
     model.prediction()->forward(hidden, tokens, 3, *state.prediction(), logits, context,
-                                Mode::absorbed);
+                                AttentionForm::absorbed);
     return CacheContents(*state.prediction());
   };
   const CacheContents expected = predict(all);
@@ -362,7 +362,7 @@ TEST_F(DecoderCall, NoTokensAreNothing) {
 
 TEST_F(DecoderCall, LogitsOfTheLastTokensAreThoseOfAll) {
   const auto tokens = random_tokens(50, model.vocab_size(), 4);
-  const DecoderOptions options = {.mode = Mode::absorbed, .chunk_tokens = 16};
+  const DecoderOptions options = {.mode = AttentionForm::absorbed, .chunk_tokens = 16};
   const RowMajorMatrix all = model.forward(tokens, state, options);
   for (const Index wanted : {0, 1, 2, 3, 17, 49, 50}) {
     state.truncate(20);

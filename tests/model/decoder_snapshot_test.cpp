@@ -90,7 +90,8 @@ TEST_F(DecoderSnapshot, AnotherModelIsRefusedByTheField) {
       refused(other, without_prediction, {"num_hidden_layers is 3 in the snapshot, but 4 here"}));
   other = model_.config();
   other.attention.rope_theta = 5e5;
-  EXPECT_TRUE(refused(other, state_, {"rope_theta is 10000 in the snapshot, but 5e+05 here"}));
+  DecoderState turned(other, CacheFormat::bfloat16);
+  EXPECT_TRUE(refused(other, turned, {"rope_theta is 10000 in the snapshot, but 5e+05 here"}));
   save_snapshot(path_, model_.config().attention, state_.layer(0));
   EXPECT_TRUE(refused(model_.config(), state_, {"caches is 1 in the snapshot, but 4 here"}));
 }
@@ -108,6 +109,10 @@ TEST_F(DecoderSnapshot, AStateOfAnotherModelIsTheCallersMistake) {
   other.num_hidden_layers = 2;
   EXPECT_TRUE(refuses([&] { save_snapshot(path_, other, state_); }, {"3 layers", "has 2"}));
   EXPECT_TRUE(refuses([&] { restore_snapshot(path_, other, state_); }, {"3 layers", "has 2"}));
+  other = model_.config();
+  other.attention.rope_theta = 5e5;
+  EXPECT_TRUE(refuses([&] { save_snapshot(path_, other, state_); },
+                      {"the cache was made with rope_theta 10000, this layer has 5e+05"}));
 }
 
 }  // namespace

@@ -70,7 +70,8 @@ class GenerateWith : public ::testing::TestWithParam<CacheFormat> {};
 
 TEST_P(GenerateWith, SpeculationChangesNeitherTextNorCaches) {
   const Goldens goldens(kModel);
-  for (const Mode mode : {Mode::absorbed, Mode::decompressed, Mode::automatic}) {
+  for (const AttentionForm mode :
+       {AttentionForm::absorbed, AttentionForm::decompressed, AttentionForm::automatic}) {
     for (const Index max_tokens : {1, 2, 3, 40, 1000}) {
       GenerationOptions options = {.max_tokens = max_tokens, .decode_mode = mode};
       DecoderState plain(trained_model().config(), GetParam());
@@ -92,7 +93,8 @@ TEST_P(GenerateWith, SpeculationChangesNeitherTextNorCaches) {
 }
 INSTANTIATE_TEST_SUITE_P(Cache, GenerateWith,
                          ::testing::Values(CacheFormat::float32, CacheFormat::bfloat16,
-                                           CacheFormat::float16),
+                                           CacheFormat::float16, CacheFormat::int8,
+                                           CacheFormat::fp8, CacheFormat::int4),
                          [](const auto& format) { return std::string(name_of(format.param)); });
 
 static_assert(TokenSampler<Sampler>);
@@ -133,7 +135,7 @@ TEST(Generate, AConversationGoesOnInTheSameState) {
   const auto prompt = goldens.prompt("long");
   for (const bool speculative : {false, true}) {
     const GenerationOptions options = {
-        .max_tokens = 20, .speculative = speculative, .prefill_mode = Mode::absorbed};
+        .max_tokens = 20, .speculative = speculative, .prefill_mode = AttentionForm::absorbed};
     const Generated whole = generate_tokens(prompt, options);
     DecoderState state(trained_model().config());
     const Generated before = generate_tokens(prompt.first(50), state, options);
@@ -151,7 +153,7 @@ TEST(Generate, ThePromptMayComeInChunksOfAnySize) {
       const Generated generated =
           generate_tokens(goldens.prompt("long"), {.max_tokens = 64,
                                                    .speculative = speculative,
-                                                   .prefill_mode = Mode::absorbed,
+                                                   .prefill_mode = AttentionForm::absorbed,
                                                    .chunk_tokens = chunk,
                                                    .on_prefill = [&](Index done, Index all) {
                                                      EXPECT_EQ(all, 190);

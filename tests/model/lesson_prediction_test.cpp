@@ -164,7 +164,7 @@ class LessonPrediction : public ::testing::Test {
       RowMajorMatrix states(rows, kHidden);
       const auto next = std::span<const TokenId>(tokens).subspan(
           static_cast<std::size_t>(first) + k + 1, static_cast<std::size_t>(rows));
-      modules[k].states(x, next, first, caches[k], states, context, Mode::absorbed);
+      modules[k].states(x, next, first, caches[k], states, context, AttentionForm::absorbed);
       logits.emplace_back(rows, kVocabulary);
       modules[k].head(states, logits.back(), context);
       x = states;
@@ -231,10 +231,11 @@ TEST_F(LessonPrediction, LogitsAreTheHeadOfTheStates) {
   LatentKVCache<float> cache(config.attention);
   RowMajorMatrix logits(4, kVocabulary);
   const auto next = std::span<const TokenId>(tokens).subspan(1, 9);
-  modules[0].forward(hidden.topRows(9), next, 0, cache, logits, context, Mode::absorbed);
+  modules[0].forward(hidden.topRows(9), next, 0, cache, logits, context, AttentionForm::absorbed);
   EXPECT_TRUE(same_bits(logits, expected));
   EXPECT_EQ(CacheContents(cache), CacheContents(caches[0]));
-  modules[2].forward(hidden.topRows(9), next, 9, cache, logits, context, Mode::absorbed, &layers);
+  modules[2].forward(hidden.topRows(9), next, 9, cache, logits, context, AttentionForm::absorbed,
+                     &layers);
   EXPECT_EQ(layers.seen, (std::vector<Index>{config.num_hidden_layers + 2}));
 }
 
@@ -247,7 +248,7 @@ TEST_F(LessonPrediction, TheOrderOfTheHalvesIsThatOfTheWeights) {
   LatentKVCache<float> cache(config.attention);
   RowMajorMatrix logits(9, kVocabulary);
   other.forward(hidden.topRows(9), std::span<const TokenId>(tokens).subspan(1, 9), 0, cache, logits,
-                context, Mode::absorbed);
+                context, AttentionForm::absorbed);
   EXPECT_GT((logits - expected).cwiseAbs().maxCoeff(), 0.1f);
 }
 

@@ -224,6 +224,8 @@ TEST(Router, RefusesWhatDoesNotFit) {
   refused([](auto& c) { c.moe_intermediate_size = 0; }, {"moe_intermediate_size", "0"});
   refused([](auto& c) { c.n_routed_experts = -8; }, {"n_routed_experts", "-8"});
   refused([](auto& c) { c.routed_scaling_factor = std::nan(""); }, {"routed_scaling_factor"});
+  refused([](auto& c) { c.scoring_func = static_cast<ScoringFunction>(7); }, {"scoring_func", "7"});
+  refused([](auto& c) { c.topk_method = static_cast<TopkMethod>(-1); }, {"topk_method", "-1"});
 
   const MixtureOfExpertsConfig config = make_experts(8, 2, 4, 2);
   const std::vector<float> values(64, 0.0f);

@@ -91,10 +91,12 @@ inline void add_layer(const nlohmann::json& c, Index layer, std::vector<Syntheti
   projection("self_attn.kv_b_proj", heads * (nope + v), rank);
   projection("self_attn.o_proj", hidden, heads * v);
   norm("post_attention_layernorm", hidden);
-  const bool has_experts = c.contains("n_routed_experts") && !c["n_routed_experts"].is_null() &&
-                           layer >= size("first_k_dense_replace") &&
-                           layer % size("moe_layer_freq") == 0;
+  const bool has_experts =
+      c.contains("n_routed_experts") && !c["n_routed_experts"].is_null() &&
+      layer >= size("first_k_dense_replace") && layer % size("moe_layer_freq") == 0 &&
+      !(layer == size("num_hidden_layers") && c.at("model_type") == "joyai_llm_flash");
   if (!has_experts) return add_mlp(name + "mlp.", hidden, size("intermediate_size"), tensors);
+  if (c.at("model_type") == "axk1") norm("post_mlp_layernorm", hidden);
   projection("mlp.gate", size("n_routed_experts"), hidden);
   if (c["topk_method"] == "noaux_tc")  // below 0 as often as not
     tensors.push_back(

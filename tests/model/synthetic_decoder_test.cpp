@@ -79,7 +79,7 @@ TEST_P(SyntheticDecoder, IsTheReferenceInDouble) {
     const ReferenceDecoder::Result expected = decoder.forward(tokens);
     if (decoder.margin() < 1e-5) continue;
     ++compared;
-    for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
+    for (const AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
       DecoderState state(model.config());
       Context context;
       RowMajorMatrix hidden(kPromptTokens, model.hidden_size()),
@@ -104,7 +104,7 @@ TEST_P(SyntheticDecoder, SplitsAndThreadsDoNotChangeABit) {
   const SyntheticCheckpoint files(GetParam().config);
   const DecoderModel model = DecoderModel::load(files.path());
   const auto tokens = random_tokens(kPromptTokens, model.vocab_size(), 5);
-  for (const Mode mode : {Mode::absorbed, Mode::decompressed}) {
+  for (const AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed}) {
     DecoderState whole(model.config());
     const RowMajorMatrix expected = model.forward(tokens, whole, {.mode = mode});
     const auto expect_same = [&](const RowMajorMatrix& logits, const DecoderState& state) {
@@ -136,7 +136,7 @@ TEST_P(SyntheticDecoder, TruncatingIsExact) {
   const DecoderModel model = DecoderModel::load(files.path());
   const auto tokens = random_tokens(kPromptTokens, model.vocab_size(), 6);
   const auto others = random_tokens(kPromptTokens, model.vocab_size(), 7);
-  const DecoderOptions options = {.mode = Mode::absorbed};
+  const DecoderOptions options = {.mode = AttentionForm::absorbed};
   DecoderState straight(model.config(), CacheFormat::bfloat16);
   DecoderState winding(model.config(), CacheFormat::bfloat16);
   const RowMajorMatrix expected = model.forward(tokens, straight, options);

@@ -18,6 +18,10 @@ inline const std::filesystem::path kModel =
     std::filesystem::path(MLA_MODELS) / "tiny-shakespeare-v3";
 inline const std::filesystem::path kFp8Model =
     std::filesystem::path(MLA_MODELS) / "tiny-shakespeare-v3-fp8";
+inline const std::filesystem::path kUe8m0Model =
+    std::filesystem::path(MLA_MODELS) / "tiny-shakespeare-v3-fp8-ue8m0";
+inline const std::filesystem::path kInt4Model =
+    std::filesystem::path(MLA_MODELS) / "tiny-shakespeare-v3-int4";
 
 inline constexpr const char* kPrompts[] = {"short", "medium", "long"};
 
@@ -25,21 +29,22 @@ inline constexpr const char* kPrompts[] = {"short", "medium", "long"};
 /// from float64 by 1.8e-5, this library by about as much.
 inline constexpr float kLogitTolerance = 2e-4f;
 
-/// The fp8 goldens used value * scale as it is; with bfloat16 it is rounded by 2^-9 of itself,
-/// which moves logits of up to 17 by 1.4e-2.
-inline constexpr float kRoundedFp8Tolerance = 0.05f;
-
 inline const DecoderModel& trained_model() {
   static const DecoderModel model = DecoderModel::load(kModel);
   return model;
 }
-/// With weights as the goldens have them, or rounded to bfloat16 as by default.
 inline const DecoderModel& fp8_model() {
-  static const DecoderModel model = DecoderModel::load(kFp8Model, WeightFormat::float32);
+  static const DecoderModel model = DecoderModel::load(kFp8Model);
   return model;
 }
-inline const DecoderModel& rounded_fp8_model() {
-  static const DecoderModel model = DecoderModel::load(kFp8Model);
+/// With scales that are powers of two, but for those of o_proj.
+inline const DecoderModel& ue8m0_model() {
+  static const DecoderModel model = DecoderModel::load(kUe8m0Model);
+  return model;
+}
+/// Routed experts in int4.
+inline const DecoderModel& int4_model() {
+  static const DecoderModel model = DecoderModel::load(kInt4Model);
   return model;
 }
 

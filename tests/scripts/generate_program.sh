@@ -1,8 +1,9 @@
 #!/bin/sh
 # The programs that run models, as a user calls them: greedy text is the goldens', plainly and
 # speculatively; seeds repeat; whatever goes wrong ends with one line on stderr and an exit status.
-#   generate_program.sh <mla-generate> <mla-perplexity> <mla-conformance> <models> <directory>
-generate=$1 perplexity=$2 conformance=$3 models=$4 work=$5
+#   generate_program.sh <mla-generate> <mla-perplexity> <mla-conformance> <mla-quantise> <models>
+#                       <directory>
+generate=$1 perplexity=$2 conformance=$3 quantise=$4 models=$5 work=$6
 model=$models/tiny-shakespeare-v3
 fp8=$models/tiny-shakespeare-v3-fp8
 failures=0
@@ -37,7 +38,7 @@ separate() {
   grep -vE "$announcement" "$work/err" > "$work/rest"
   mv "$work/rest" "$work/err"
 }
-announcement='^mla-[a-z]*: [0-9]+ threads?, [a-z0-9_]+, b?float[0-9]+ arithmetic, b?f[0-9]+ cache$'
+announcement='^mla-[a-z]*: [0-9]+ threads?, [a-z0-9_]+, b?float[0-9]+ arithmetic, [a-z0-9]+ cache(, weights quantised to [a-z0-9]+)?$'
 
 passes() { # what, program, arguments
   what=$1
@@ -54,6 +55,13 @@ refuses() { # what, exit status, text, program, arguments
   [ "$actual" -eq "$status" ] || fail "$what: exit status $actual, expected $status"
   one_line "$what" "$text"
   [ ! -s "$work/out" ] || fail "$what: wrote $(wc -c < "$work/out") bytes to stdout"
+}
+
+misused() { # what, text, arguments of mla-generate
+  what=$1 text=$2
+  shift 2
+  refuses "$what" 2 "$text" "$generate" "$@"
+  grep -qF "(--help for usage)" "$work/err" || fail "$what: no hint in $(cat "$work/err")"
 }
 
 one_line() { # what, text
@@ -116,8 +124,63 @@ printf '%s' "$text" > "$work/prompt"
 # shellcheck disable=SC2086
 passes "prompt file" "$generate" "$model" --prompt-file "$work/prompt" --max-tokens=64 $exact
 same "prompt file" "$work/expected" "$work/out"
+# A chat is the text that the template makes of its turns, continued after each.
+chat=$work/chat
+mkdir -p "$chat"
+for file in "$model"/*; do ln -sf "$file" "$chat/"; done
+printf '%s' '{{ bos_token }}{% for m in messages %}{{ m.content }}{{ "/" if not loop.last }}{% endfor %}' \
+  > "$chat/chat_template.jinja"
+chat_options="$exact --max-tokens 12"
+printf 'ROMEO:\nJULIET:\n' > "$work/turns"
+call "$generate" "$chat" --chat $chat_options < "$work/turns" || fail "chat: $(cat "$work/err")"
+cp "$work/out" "$work/answers"
+passes "first turn" "$generate" "$model" --prompt "ROMEO:" $chat_options
+first=$(cat "$work/out")
+passes "second turn" "$generate" "$model" --prompt "ROMEO:/$first/JULIET:" $chat_options
+second=$(cat "$work/out")
+printf '%s\n%s\n' "$first" "$second" > "$work/expected"
+same "the answers of a chat" "$work/answers" "$work/expected"
+refuses "no chat template" 1 "chat template" "$generate" "$model" --chat < /dev/null
+refuses "a system prompt without a chat" 2 "--system" \
+  "$generate" "$model" --prompt x --system "You are brief."
+refuses "thinking" 2 "on or off" "$generate" "$model" --chat --thinking maybe < /dev/null
+printf '{{ messages | shuffle }}' > "$chat/chat_template.jinja"
+refuses "an unknown filter" 1 "shuffle" "$generate" "$chat" --chat < /dev/null
+
 passes "fp8" "$generate" "$fp8" --prompt "ROMEO:" --max-tokens 20 --cache bf16
 [ -s "$work/out" ] || fail "the fp8 copy writes nothing"
+for cache in int8 fp8 int4; do
+  passes "$cache cache" "$generate" "$model" --prompt "ROMEO:" --max-tokens 20 --cache $cache
+  [ -s "$work/out" ] || fail "a cache of $cache writes nothing"
+done
+
+# A window: the text goes on beyond the 256 tokens of the context, with drafts and without.
+# shellcheck disable=SC2086
+passes "window" "$generate" "$model" --prompt "ROMEO:" --max-tokens 400 --ids --window 96 $exact
+mv "$work/out" "$work/expected"
+[ "$(wc -l < "$work/expected")" -eq 400 ] || fail "a window does not go on"
+# shellcheck disable=SC2086
+passes "window with drafts" "$generate" "$model" --prompt "ROMEO:" --max-tokens 400 --ids \
+  --window 96 --keep 4 --speculative $exact
+same "window with drafts" "$work/expected" "$work/out"
+misused "keep" "--keep needs --window" "$model" --prompt x --keep 4
+misused "window" "--window must be" "$model" --prompt x --window -1
+
+# Quantised at load is quantised before: the same text. A folder that is there stays as it is.
+for format in int8 int4; do
+  passes "load as $format" "$generate" "$model" --prompt "ROMEO:" --max-tokens 30 --weights $format
+  grep -q ", weights quantised to $format$" "$work/announced" || fail "$format is not said"
+  mv "$work/out" "$work/expected"
+  passes "quantise to $format" "$quantise" "$model" "$work/$format" --weights $format --threads 2
+  passes "$format folder" "$generate" "$work/$format" --prompt "ROMEO:" --max-tokens 30
+  same "$format folder" "$work/expected" "$work/out"
+done
+refuses "folder exists" 1 "int8: exists already" "$quantise" "$model" "$work/int8" --weights int8
+refuses "no format" 2 "--weights is needed" "$quantise" "$model" "$work/x"
+refuses "other format" 2 "--weights must be int8 or int4, got fp8" "$quantise" "$model" "$work/x" \
+  --weights fp8
+misused "weights" "--weights must be stored, int8 or int4, got int2" "$model" --prompt x \
+  --weights int2
 
 # Samples.
 sample() { # seed, options
@@ -184,12 +247,6 @@ refuses "not UTF-8" 1 "latin: text is not UTF-8 at byte 2" "$generate" "$model" 
 refuses "no file" 1 "nothing: cannot open" "$generate" "$model" --prompt-file "$work/nothing"
 refuses "directory" 1 "cannot read" "$generate" "$model" --prompt-file "$work"
 refuses "token" 1 "token 1024 " "$generate" "$model" --prompt-ids 0,1024
-misused() { # what, text, arguments of mla-generate
-  what=$1 text=$2
-  shift 2
-  refuses "$what" 2 "$text" "$generate" "$@"
-  grep -qF "(--help for usage)" "$work/err" || fail "$what: no hint in $(cat "$work/err")"
-}
 misused "no ids" "--prompt-ids has no ids" "$model" --prompt-ids ""
 misused "ids" '--prompt-ids must be a whole number from 0 on, got "x"' "$model" --prompt-ids 0,x
 misused "large ids" "--prompt-ids is out of range" "$model" --prompt-ids 1,999999999999999999999
@@ -258,7 +315,7 @@ same "fast text of 1 thread and of 3" "$work/threads1" "$work/threads3"
 
 # What programs say of themselves, and of MLA_ISA.
 version=$("$generate" --version) || fail "--version of mla-generate"
-for name in mla-generate mla-perplexity mla-conformance mla-demo mla-attention-layer \
+for name in mla-generate mla-perplexity mla-conformance mla-quantise mla-demo mla-attention-layer \
   mla-embed-decoder; do
   program=$(dirname "$generate")/$name
   passes "$name --help" "$program" --help
@@ -361,6 +418,8 @@ validation=$model/goldens.safetensors:validation.input_ids
 passes "perplexity" "$perplexity" "$model" --ids-from "$validation" $exact
 grep -q "^3\.2750[34][0-9]* nats a token.* 8192 tokens in 32 windows" "$work/out" ||
   fail "perplexity: $(cat "$work/out")"
+passes "perplexity with int8" "$perplexity" "$model" --ids-from "$validation" --tokens 512 \
+  --precision exact --cache int8
 passes "perplexity by default" "$perplexity" "$model" --ids-from "$validation"
 grep -q "^3\.27[45][0-9]* nats a token.* 8192 tokens in 32 windows" "$work/out" ||
   fail "perplexity by default: $(cat "$work/out")"
@@ -390,8 +449,8 @@ sed 's/, [^,]*$//' "$work/out" > "$work/actual"
 same "ids of 64 bits" "$work/expected" "$work/actual"
 
 # Conformance of whole models; goldens that are wrong, and that are not for this model.
-passes "conformance" "$conformance" "$model" "$fp8"
-[ "$(grep -c "  pass$" "$work/out")" -eq 40 ] || fail "conformance: $(cat "$work/out")"
+passes "conformance" "$conformance" "$model" "$fp8" "$fp8-ue8m0" "$model-int4"
+[ "$(grep -c "  pass$" "$work/out")" -eq 112 ] || fail "conformance: $(cat "$work/out")"
 for tensor in medium.logits long.logits_last16 short.hidden.layer2 short.mtp_logits short.greedy \
   medium.router.layer2.scores medium.router.layer3.topk_indices medium.router.layer1.topk_weights; do
   copy wrong

@@ -3,7 +3,9 @@
 #   installed_programs.sh <prefix> <version>
 prefix=$1 version=$2
 failures=0
-for program in mla-generate mla-perplexity mla-conformance; do
+programs="mla-generate mla-perplexity mla-quantise mla-conformance"
+[ ! -e "$prefix/bin/mla-server" ] || programs="$programs mla-server"  # not everywhere
+for program in $programs; do
   expected="$program $version"
   actual=$("$prefix/bin/$program" --version)
   [ "$actual" = "$expected" ] || {

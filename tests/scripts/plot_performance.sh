@@ -16,8 +16,9 @@ benchmarks = []
 
 
 def add(name, **counters):
+    isa = {"1": "avx2", "2": "avx512", "3": "avx512_bf16", "4": "amx"}[name[name.index("isa:") + 4]]
     name += "/min_time:0.300/manual_time"
-    benchmarks.append({"name": name, "run_type": "iteration", **counters})
+    benchmarks.append({"name": name, "run_type": "iteration", "label": isa, **counters})
 
 
 shape = "isa:{}/type:{}/heads:{}/latent:512/rope:64/context:{}/queries:1/threads:{}"

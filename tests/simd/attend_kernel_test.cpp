@@ -83,6 +83,17 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
       for (Index r : {0, 3, 4}) EXPECT_TRUE(actual.same_row(r, expected, r)) << r;
       for (Index r : {1, 2}) EXPECT_TRUE(std::isnan(actual.out.at(r, 0))) << r;
     }
+    // The same where rows are so many that they go over the keys block by block.
+    constexpr Index kRows = 150, kKeys = 300;
+    std::vector<Index> many;
+    for (Index r = 0; r < kRows; ++r) many.push_back(r % 40 == 39 ? kKeys : 100 + r);
+    AttendCase<T> clean(kKeyLayouts[4], kRows, kKeys, 6), spoiled(kKeyLayouts[4], kRows, kKeys, 6);
+    for (Index i = 0; i < kKeyLayouts[4].width; ++i) spoiled.key_row(280)[i] = T(kNaN);
+    const AttendResult expected = clean.run(form(), many);
+    const AttendResult actual = spoiled.run(form(), many);
+    for (Index r = 0; r < kRows; ++r)
+      EXPECT_TRUE(r % 40 == 39 ? std::isnan(actual.out.at(r, 0)) : actual.same_row(r, expected, r))
+          << r;
   }
 
   template <StorageElement T>
@@ -102,6 +113,24 @@ class AttendKernel : public ::testing::TestWithParam<std::tuple<simd::Isa, bool>
                 << first << " " << count << " " << r;
         }
     }
+  }
+
+  // Rows that see some of the keys, all of them in one call and in calls of `groups` rows.
+  void expect_same_rows_in_any_groups(const KeyLayout& layout, Index rows, Index keys,
+                                      const std::vector<Index>& groups) {
+    Random random(14);
+    std::vector<Index> visible;
+    for (Index r = 0; r < rows; ++r) visible.push_back(random.integer(0, keys));
+    const AttendCase<bfloat16> attend_case(layout, rows, keys, 14);
+    const AttendResult together = attend_case.run(form(), visible);
+    for (Index group : groups)
+      for (Index first = 0; first < rows; first += group) {
+        const Index count = std::min(group, rows - first);
+        const std::vector<Index> part(visible.begin() + first, visible.begin() + first + count);
+        const AttendResult alone = attend_case.run(form(), part, first);
+        for (Index r = 0; r < count; ++r)
+          ASSERT_TRUE(alone.same_row(r, together, first + r)) << group << " " << first + r;
+      }
   }
 
   template <StorageElement T>
@@ -338,21 +367,14 @@ TEST_P(AttendKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
 
 // More rows than any register tile or block holds, in other groups.
 TEST_P(AttendKernel, ManyRowsInAnyGroupsAreTheSameToTheLastBit) {
-  constexpr Index kRows = 75;
-  Random random(14);
-  std::vector<Index> visible;
-  for (Index r = 0; r < kRows; ++r) visible.push_back(random.integer(0, 150));
-  const AttendCase<bfloat16> attend_case(kKeyLayouts[6], kRows, 150, 14);
-  const AttendResult together = attend_case.run(form(), visible);
-  for (Index group : {1, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64}) {
-    for (Index first = 0; first < kRows; first += group) {
-      const Index count = std::min(group, kRows - first);
-      const std::vector<Index> part(visible.begin() + first, visible.begin() + first + count);
-      const AttendResult alone = attend_case.run(form(), part, first);
-      for (Index r = 0; r < count; ++r)
-        ASSERT_TRUE(alone.same_row(r, together, first + r)) << group << " " << first + r;
-    }
-  }
+  expect_same_rows_in_any_groups(kKeyLayouts[6], 75, 150, {1, 4, 7, 8, 15, 16, 17, 31, 32, 33, 64});
+}
+
+// So many that blocks of them go over all keys one by one; values wider than the keys, and more
+// keys than are prepared at a time.
+TEST_P(AttendKernel, ManyRowsOfManyKeysInAnyGroupsAreTheSameToTheLastBit) {
+  expect_same_rows_in_any_groups(kKeyLayouts[4], 200, 600, {33, 128, 129});
+  if (form().many) expect_same_rows_in_any_groups(kKeyLayouts[4], 140, 2200, {128});
 }
 
 TEST_P(AttendKernel, ThePageSizeDoesNotChangeASingleBit) {

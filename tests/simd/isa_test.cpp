@@ -127,12 +127,15 @@ TEST(Kernels, NoEntryRoundsMoreThanTheArithmeticAllows) {
     }
 }
 
-// What can be computed exactly at full speed is: only bfloat16 numbers are rounded for.
-TEST(Kernels, OnlyFormatsOfBFloat16ComputeInBFloat16) {
+// What can be computed exactly at full speed is: only bfloat16 numbers are rounded for, and cached
+// ones of fewer bits.
+TEST(Kernels, OnlyFormatsOfBFloat16AndFewerBitsComputeInBFloat16) {
   for (Isa isa : supported_isas()) {
     const simd::Kernels& kernels = simd::kernels_for(isa);
     EXPECT_EQ(kernels.of(WeightFormat::bfloat16).arithmetic, simd::arithmetic_of(isa));
-    EXPECT_EQ(kernels.of(CacheFormat::bfloat16).arithmetic, simd::arithmetic_of(isa));
+    for (const CacheFormat format :
+         {CacheFormat::bfloat16, CacheFormat::int8, CacheFormat::fp8, CacheFormat::int4})
+      EXPECT_EQ(kernels.of(format).arithmetic, simd::arithmetic_of(isa));
     EXPECT_EQ(kernels.of(WeightFormat::float32).arithmetic, Arithmetic::float32);
     EXPECT_EQ(kernels.of(WeightFormat::float16).arithmetic, Arithmetic::float32);
     EXPECT_EQ(kernels.of(CacheFormat::float32).arithmetic, Arithmetic::float32);

@@ -118,17 +118,17 @@ class LinearKernel : public EveryIsa {
   }
 
   template <StorageElement T>
-  void expect_many_tokens_equal_one_by_one() {
-    constexpr Index kTokens = 270, kIn = 1030, kOut = 131;
+  void expect_tokens_equal_one_by_one(Index tokens) {
+    constexpr Index kIn = 1030, kOut = 131;
     Random random(6);
-    const GuardedMatrix<float> x(kTokens, kIn, random);
+    const GuardedMatrix<float> x(tokens, kIn, random);
     const GuardedMatrix<T> weight(kOut, kIn, random);
-    GuardedMatrix<float> together(kTokens, kOut), alone(1, kOut);
+    GuardedMatrix<float> together(tokens, kOut), alone(1, kOut);
     multiply<T>(x.view(), weight.view(), together.view());
-    for (Index t = 0; t < kTokens; ++t) {
+    for (Index t = 0; t < tokens; ++t) {
       multiply<T>(x.view().row_range(t, 1), weight.view(), alone.view());
       ASSERT_EQ(std::memcmp(alone.view().row(0), together.view().row(t), kOut * sizeof(float)), 0)
-          << t;
+          << t << " of " << tokens;
     }
   }
 
@@ -147,8 +147,8 @@ TEST_P(LinearKernel, MultipliesAtAllStraddlingSizes) {
       }
 }
 
-// Products are cut into blocks of 64 features; 192 tokens and 768 inputs; with tiles 512 tokens and
-// 512 or 4096 inputs.
+// Products are cut into blocks of 64 features; 192 tokens and 768 inputs; with tiles 64, 256 and
+// 512 tokens, and 256 inputs of many tokens.
 TEST_P(LinearKernel, MultipliesAcrossBlocks) {
   for (Index in : {511, 512, 513, 767, 768, 769, 1537, 4100}) {
     expect_product<float>(3, in, 9);
@@ -181,10 +181,12 @@ TEST_P(LinearKernel, ARowDoesNotDependOnTheOtherRowsInASingleBit) {
     }
 }
 
-// From one token at a time to several blocks of tokens and inputs.
+// From one token at a time to several blocks of tokens and inputs: with tiles, one to four groups
+// of 16 tokens in a pass, passes of different numbers of groups, and panels.
 TEST_P(LinearKernel, ManyTokensEqualOneByOneToTheLastBit) {
-  expect_many_tokens_equal_one_by_one<float16>();
-  expect_many_tokens_equal_one_by_one<bfloat16>();
+  expect_tokens_equal_one_by_one<float16>(270);
+  for (Index tokens : {19, 48, 63, 67, 100, 129, 250, 270, 530})
+    expect_tokens_equal_one_by_one<bfloat16>(tokens);
 }
 
 TEST_P(LinearKernel, NoTokensAndNoFeaturesWriteNothing) {

@@ -28,7 +28,9 @@ class RowKernel : public EveryIsa {
     rows.widen(row_layout(kCacheFormatOf<T>, 0x10000, 0),
                reinterpret_cast<const std::byte*>(patterns.data()), widened.data());
     std::vector<float> weights(patterns.size());
-    kernels().of(kWeightFormatOf<T>).widen(WeightView(patterns), {weights.data(), 1, 0x10000});
+    kernels()
+        .of(kWeightFormatOf<T>)
+        .widen({patterns.data(), 1, 0x10000}, {weights.data(), 1, 0x10000});
     ASSERT_EQ(std::memcmp(weights.data(), widened.data(), weights.size() * sizeof(float)), 0);
     for (std::size_t i = 0; i < patterns.size(); ++i) {
       const auto expected = static_cast<float>(patterns[i]);

@@ -12,6 +12,10 @@ namespace mla::test {
 /// What a cache may store, for TYPED_TEST_SUITE(Suite, CacheTypes, TypeNames).
 using CacheTypes = ::testing::Types<float, bfloat16, float16>;
 
+/// The formats of 8 and 4 bits.
+inline constexpr CacheFormat kQuantised[] = {CacheFormat::int8, CacheFormat::fp8,
+                                             CacheFormat::int4};
+
 struct TypeNames {
   template <class T>
   static std::string GetName(int) {

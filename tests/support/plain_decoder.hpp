@@ -13,9 +13,9 @@
 
 namespace mla::test {
 
-/// A decoder of DeepSeek-V2, V3 and Kimi K2 in loops over doubles, after the published modelling
-/// code, straight from config.json and the tensors by their names. It shares nothing with the
-/// library: no configuration, no rotary tables, no router, no attention.
+/// A decoder of DeepSeek-V2, V3, Kimi K2, A.X-K1 and JoyAI in loops over doubles, after the
+/// published modelling code, straight from config.json and the tensors by their names. It shares
+/// nothing with the library: no configuration, no rotary tables, no router, no attention.
 class PlainDecoder {
  public:
   using Row = std::vector<double>;
@@ -253,14 +253,20 @@ class PlainDecoder {
     Rows normalised;
     for (const Row& row : x) normalised.push_back(norm(row, name + ".input_layernorm", eps));
     const Rows attended = attention(name + ".self_attn", normalised);
+    // JoyAI: the layer of multi-token prediction is dense.
+    const bool prediction = layer == c_["num_hidden_layers"].get<int>();
     const bool sparse = size("n_routed_experts") > 0 && layer >= size("first_k_dense_replace") &&
-                        layer % size("moe_layer_freq") == 0;
+                        layer % size("moe_layer_freq") == 0 &&
+                        !(prediction && c_["model_type"] == "joyai_llm_flash");
     for (std::size_t t = 0; t < x.size(); ++t) {
       add(attended[t], 1.0, x[t]);
       const Row row = norm(x[t], name + ".post_attention_layernorm", eps);
-      add(sparse ? experts(name + ".mlp", row, result.routing["layer" + number], result.margin)
-                 : mlp(name + ".mlp", row),
-          1.0, x[t]);
+      Row part = sparse
+                     ? experts(name + ".mlp", row, result.routing["layer" + number], result.margin)
+                     : mlp(name + ".mlp", row);
+      if (sparse && c_["model_type"] == "axk1")
+        part = norm(part, name + ".post_mlp_layernorm", eps);
+      add(part, 1.0, x[t]);
     }
     result.hidden["layer" + number] = x;
   }

@@ -5,7 +5,7 @@
 #include <string>
 #include <vector>
 
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "support/test_layer.hpp"
 
 namespace mla::test {
@@ -29,7 +29,9 @@ inline std::string describe(const AttentionConfig& c) {
        << c.kv_a_layernorm_eps << " scaling " << name_of(c.rope_scaling.type) << " factor "
        << c.rope_scaling.factor << " original " << c.rope_scaling.original_max_position_embeddings
        << " betas " << c.rope_scaling.beta_fast << " " << c.rope_scaling.beta_slow << " mscale "
-       << c.rope_scaling.mscale << " " << c.rope_scaling.mscale_all_dim;
+       << c.rope_scaling.mscale << " " << c.rope_scaling.mscale_all_dim << " latent scales "
+       << c.q_latent_scale << " " << c.kv_latent_scale << " temperature "
+       << c.query_temperature_beta << " " << c.query_temperature_length;
   return text.str();
 }
 

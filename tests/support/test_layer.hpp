@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <list>
 #include <new>
 #include <numeric>
 #include <span>
@@ -13,6 +14,7 @@
 
 #include "mla/attention/multihead_latent_attention.hpp"
 #include "support/compare.hpp"
+#include "support/quantised_matrix.hpp"
 #include "support/random.hpp"
 
 namespace mla::test {
@@ -85,8 +87,24 @@ class RandomWeights {
         return tensor_of<bfloat16>(rows, cols, scale, center);
       case WeightFormat::float16:
         return tensor_of<float16>(rows, cols, scale, center);
+      case WeightFormat::fp8_e4m3:
+      case WeightFormat::int8:
+      case WeightFormat::int4:
+      case WeightFormat::fp4_e2m1:
+#if defined(MLA_EXTRA_WEIGHT_FORMAT)
+      case WeightFormat::extra:
+#endif
+        break;
     }
-    __builtin_unreachable();
+    return quantised(format, rows, cols, scale, center);
+  }
+
+  // As published; norms and biases, which have another mean, stay bfloat16.
+  WeightView quantised(WeightFormat format, Index rows, Index cols, double scale, double center) {
+    if (rows == 1) return tensor_of<bfloat16>(rows, cols, scale, center);
+    for (const Quantisation& q : kQuantisations)
+      if (q.format == format) return quantised_.emplace_back(q, rows, cols, random_, scale).view();
+    return {};
   }
 
   // Begins one element after an aligned address: a mapped file promises no more.
@@ -102,6 +120,7 @@ class RandomWeights {
   WeightOptions options_;
   Random& random_;
   std::vector<AlignedBuffer<std::byte>> memory_;
+  std::list<QuantisedMatrix> quantised_;
   AttentionWeights views_;
 };
 
@@ -189,12 +208,12 @@ RowMajorMatrix run_fresh(const TestLayer& layer, const Eigen::Ref<const RowMajor
 /// Everything that can be seen of a cache's tokens, to compare by ==.
 struct CacheContents {
   explicit CacheContents(const LatentCache& cache)
-      : positions(cache.positions().begin(), cache.positions().end()),
+      : positions(cache.positions()),
         next_position(cache.next_position()),
         bytes_used(cache.bytes_used()) {
     for (Index i = 0; i < cache.size(); ++i) {
-      add(cache.rows(), i);
-      if (cache.index_keys()) add(*cache.index_keys(), i);
+      add(cache.row(i), cache.layout().bytes);
+      if (const PagedRows* keys = cache.index_keys()) add(keys->row(i), keys->layout().bytes);
     }
   }
   bool operator==(const CacheContents&) const = default;
@@ -205,9 +224,7 @@ struct CacheContents {
   std::vector<std::byte> rows;
 
  private:
-  void add(const PagedRows& from, Index i) {
-    rows.insert(rows.end(), from.row(i), from.row(i) + from.layout().bytes);
-  }
+  void add(const std::byte* row, Index bytes) { rows.insert(rows.end(), row, row + bytes); }
 };
 
 }  // namespace mla::test

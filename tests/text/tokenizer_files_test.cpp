@@ -108,7 +108,8 @@ TEST(TokenizerFiles, ModelOptionsThatChangeTokensAreRefused) {
   EXPECT_TRUE(option("type", "WordPiece"));
   EXPECT_TRUE(option("type", "Unigram"));
   EXPECT_TRUE(option("dropout", 0.1));
-  EXPECT_TRUE(option("byte_fallback", true));
+  EXPECT_TRUE(refused([](json& j) { j["model"]["byte_fallback"] = true; },
+                      {"pre_tokenizer = ", "byte_fallback"}));
   EXPECT_TRUE(option("continuing_subword_prefix", "##"));
   EXPECT_TRUE(option("end_of_word_suffix", "</w>"));
   EXPECT_TRUE(option("ignore_merges", 1));

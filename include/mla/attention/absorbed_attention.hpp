@@ -2,21 +2,25 @@
 #define MLA_ATTENTION_ABSORBED_ATTENTION_HPP_
 
 #include <algorithm>
+#include <new>
 #include <span>
 
 #include "mla/attention/cached_tokens.hpp"
 #include "mla/attention/check_batch.hpp"
 #include "mla/attention/key_groups.hpp"
-#include "mla/core/config.hpp"
+#include "mla/attention/turned_queries.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/ops/context.hpp"
+#include "mla/ops/rope.hpp"
 #include "mla/ops/softmax_rows.hpp"
 #include "mla/simd/kernels.hpp"
 
 namespace mla {
 
 /// Causal attention in latent space: queries with W_UK absorbed against the cached rows as they
-/// are. A row is one head of one token. Caches of a batch may be of different formats.
+/// are. A row is one head of one token. Caches of a batch may be of different formats. `rotary` is
+/// for caches with several segments, and for windows.
 ///   latent_queries [tokens, heads * (rank + rope)]  from LatentDecompression::absorb, dense
 ///   latent_values  [tokens, heads * rank]           the softmax-weighted sums of latents, dense
 ///   log_sum_exp    [tokens, heads]  of the scaled scores, -inf where no key was seen; empty: not
@@ -24,8 +28,9 @@ namespace mla {
 /// Throws std::invalid_argument for shapes, caches and selections that do not fit.
 class AbsorbedAttention {
  public:
-  AbsorbedAttention(const AttentionConfig& config, double softmax_scale)
-      : config_(config), softmax_scale_(static_cast<float>(softmax_scale)) {}
+  AbsorbedAttention(const AttentionConfig& config, double softmax_scale,
+                    const RotaryEmbedding* rotary = nullptr)
+      : config_(config), softmax_scale_(static_cast<float>(softmax_scale)), rotary_(rotary) {}
 
   void forward(std::span<const CachedTokens> batch, MatrixView<const float> latent_queries,
                MatrixView<float> latent_values, Context& context,
@@ -37,6 +42,7 @@ class AbsorbedAttention {
     require_dense("latent_values", latent_values, tokens, heads * rank);
     if (log_sum_exp.data) require_matrix("log_sum_exp", log_sum_exp, tokens, heads);
     check_batch(config_, batch, tokens);
+    TurnedQueries::require_rotary(batch, rotary_);
 
     const Workspace::Scope scope(context.workspace());
     const MatrixView<const float> queries(latent_queries.data, tokens * heads, key_width);
@@ -61,22 +67,50 @@ class AbsorbedAttention {
             " elements ", matrix.stride, " apart");
   }
 
-  // Keys [first, + count) of a cache, or of a list of its rows, with one of the rotary keys.
-  simd::KeyValueRows key_rows(const LatentCache& cache, const Index* selected, Index first,
-                              Index count, Index rope_key) const noexcept {
-    static_assert(KeyGroups::kPartKeys % PagedRows::kPageRows == 0);
-    const Index first_page = selected ? 0 : first / PagedRows::kPageRows;
-    return {.pages = cache.rows().pages() + first_page,
+  // Some keys of a cache, of all its rows or of a list of them, with one of the rotary keys.
+  simd::KeyValueRows key_rows(const LatentCache& cache, const Index* selected, const KeyPiece& keys,
+                              Index rope_key) const noexcept {
+    const Index slot = selected ? keys.slot : keys.slot + keys.first;
+    return {.pages = cache.rows().pages() + slot / PagedRows::kPageRows,
             .page_rows = PagedRows::kPageRows,
             .layout = cache.layout(),
-            .count = count,
+            .count = keys.keys,
             .key_offset = 0,
             .key_width = config_.kv_lora_rank,
             .tail_offset = config_.kv_lora_rank + rope_key * config_.qk_rope_head_dim,
             .tail_width = config_.qk_rope_head_dim,
             .value_offset = 0,
             .value_width = config_.kv_lora_rank,
-            .selected = selected ? selected + first : nullptr};
+            .selected = selected ? selected + keys.first : nullptr,
+            .first_row = slot % PagedRows::kPageRows};
+  }
+
+  // What a worker needs for queries that have to be turned; nothing where none has to be.
+  struct Turned {
+    TurnedQueries queries;
+    float* rows;  // [kMostRows, key_width]
+  };
+  Turned* take_turned(std::span<const CachedTokens> batch, Index rows, Context& context) const {
+    if (!TurnedQueries::needed(batch)) return nullptr;
+    Workspace& workspace = context.workspace();
+    const Index workers = context.executor().concurrency();
+    Turned* const turned = workspace.take<Turned>(workers);
+    for (Index w = 0; w < workers; ++w)
+      new (turned + w)
+          Turned{{config_, rotary_, config_.kv_lora_rank, workspace},
+                 workspace.take<float>(rows * (config_.kv_lora_rank + config_.qk_rope_head_dim))};
+    return turned;
+  }
+  // Rows [row, + rows) of the queries, turned for some keys.
+  const float* turned_rows(const LatentCache& cache, MatrixView<const float> queries, Index row,
+                           Index rows, Index turn, Turned* turned,
+                           const Context& context) const noexcept {
+    if (turn == 0) return queries.row(row);
+    turned->queries.set(cache, turn);
+    for (Index r = 0; r < rows; ++r)
+      turned->queries.turn(queries.row(row + r), queries.cols, turned->rows + r * queries.cols,
+                           context.kernels());
+    return turned->rows;
   }
 
   // All heads of a token share the keys.
@@ -86,56 +120,57 @@ class AbsorbedAttention {
     Workspace& workspace = context.workspace();
     const Index workers = context.executor().concurrency();
     const KeyGroups groups(batch, config_.num_attention_heads, config_.kv_lora_rank, workers,
-                           workspace);
-    const auto scratch =
-        workspace.take_matrix<float>(workers, scratch_floats(batch, context.kernels()));
+                           context.kernels(), workspace);
+    const auto scratch = workspace.take_matrix<float>(
+        workers, scratch_floats(batch, groups.most_rows(), context.kernels()));
     const SoftmaxRows partial(workspace.take_matrix<float>(groups.room(), config_.kv_lora_rank),
                               workspace);
+    Turned* const turned = take_turned(batch, groups.most_rows(), context);
 
-    groups.for_each_round([&](std::span<const KeyGroups::Task> tasks,
-                              std::span<const KeyGroups::Group> round) {
-      context.executor().parallel_for(std::ssize(tasks), [&](Index i, Index worker) {
-        const KeyGroups::Task& task = tasks[static_cast<std::size_t>(i)];
-        attend_part(*task.group, task.part, queries, visible, partial, scratch.row(worker),
-                    context);
-      });
-      context.executor().parallel_for(std::ssize(round), [&](Index i, Index) {
-        const KeyGroups::Group& group = round[static_cast<std::size_t>(i)];
-        for (Index r = 0; r < group.rows; ++r)
-          keep(partial.merge(group.slot + r, group.rows, group.parts(), values.row(group.row + r)),
-               group.row + r, log_sum_exp);
-      });
-    });
+    groups.for_each_round(
+        [&](std::span<const KeyGroups::Task> tasks, std::span<const KeyGroups::Group> round) {
+          context.executor().parallel_for(std::ssize(tasks), [&](Index i, Index worker) {
+            attend_part(tasks[static_cast<std::size_t>(i)], queries, visible, partial,
+                        turned ? turned + worker : nullptr, scratch.row(worker), context);
+          });
+          context.executor().parallel_for(std::ssize(round), [&](Index i, Index) {
+            const KeyGroups::Group& group = round[static_cast<std::size_t>(i)];
+            for (const KeyGroups::Member& member : group.members)
+              for (Index row = member.row; row < member.row + member.rows; ++row)
+                keep(partial.merge(group.slot + row - group.row, group.rows, member.parts,
+                                   values.row(row)),
+                     row, log_sum_exp);
+          });
+        });
   }
 
   // Of attend_many() for any cache of the batch.
-  Index scratch_floats(std::span<const CachedTokens> batch,
+  Index scratch_floats(std::span<const CachedTokens> batch, Index rows,
                        const simd::Kernels& kernels) const noexcept {
     Index floats = 0;
     for (const CachedTokens& sequence : batch)
       floats =
           std::max(floats, kernels.of(sequence.cache->format())
-                               .attend_many_scratch(sequence.cache->layout(), KeyGroups::kMostRows,
+                               .attend_many_scratch(sequence.cache->layout(), rows,
                                                     config_.kv_lora_rank + config_.qk_rope_head_dim,
                                                     config_.kv_lora_rank));
     return floats;
   }
 
-  void attend_part(const KeyGroups::Group& group, Index part, MatrixView<const float> queries,
-                   const Index* visible, const SoftmaxRows& partial, float* scratch,
+  void attend_part(const KeyGroups::Task& task, MatrixView<const float> queries,
+                   const Index* visible, const SoftmaxRows& partial, Turned* turned, float* scratch,
                    const Context& context) const noexcept {
-    const Index first_key = part * KeyGroups::kPartKeys;
-    Index visible_here[KeyGroups::kMostRows];
-    for (Index r = 0; r < group.rows; ++r) visible_here[r] = visible[group.row + r] - first_key;
-    const Index slot = group.slot + part * group.rows;
-    partial.start(slot, group.rows);
-    const LatentCache& cache = *group.sequence->cache;
+    Index visible_here[KeyGroups::kMostSharedRows];
+    for (Index r = 0; r < task.rows; ++r) visible_here[r] = visible[task.row + r] - task.keys.first;
+    partial.start(task.slot, task.rows);
+    const LatentCache& cache = *task.sequence->cache;
     context.kernels()
         .of(cache.format())
-        .attend_many({queries.row(group.row), queries.stride, group.rows, visible_here},
-                     key_rows(cache, group.selected, first_key,
-                              std::min(KeyGroups::kPartKeys, group.keys - first_key), 0),
-                     softmax_scale_, partial.state(slot), scratch);
+        .attend_many(
+            {turned_rows(cache, queries, task.row, task.rows, task.keys.turn, turned, context),
+             queries.stride, task.rows, visible_here},
+            key_rows(cache, task.sequence->rows_of(task.token), task.keys, 0), softmax_scale_,
+            partial.state(task.slot), scratch);
   }
 
   // Every head has a rotary key of its own.
@@ -145,6 +180,7 @@ class AbsorbedAttention {
     const Index heads = config_.num_attention_heads;
     const Index workers = context.executor().concurrency();
     const SoftmaxRows softmax(values, context.workspace());
+    Turned* const turned = take_turned(batch, 1, context);
     for (const CachedTokens& sequence : batch) {
       const LatentCache& cache = *sequence.cache;
       const simd::CacheKernels& kernels = context.kernels().of(cache.format());
@@ -154,9 +190,14 @@ class AbsorbedAttention {
       context.executor().parallel_for(sequence.tokens * heads, [&](Index i, Index worker) {
         const Index row = sequence.first_token * heads + i;
         softmax.start(row, 1);
-        kernels.attend({queries.row(row), queries.stride, 1, visible + row},
-                       key_rows(cache, sequence.rows_of(i / heads), 0, visible[row], i % heads),
-                       softmax_scale_, softmax.state(row), scratch.row(worker));
+        for_each_piece(sequence, i / heads, [&](const KeyPiece& keys) {
+          const Index visible_here = visible[row] - keys.first;
+          kernels.attend({turned_rows(cache, queries, row, 1, keys.turn,
+                                      turned ? turned + worker : nullptr, context),
+                          queries.stride, 1, &visible_here},
+                         key_rows(cache, sequence.rows_of(i / heads), keys, i % heads),
+                         softmax_scale_, softmax.state(row), scratch.row(worker));
+        });
         keep(softmax.finish(row, values.row(row)), row, log_sum_exp);
       });
     }
@@ -171,6 +212,7 @@ class AbsorbedAttention {
 
   AttentionConfig config_;
   float softmax_scale_;
+  const RotaryEmbedding* rotary_;
 };
 
 }  // namespace mla

@@ -9,7 +9,7 @@
 #include "mla/attention/check_batch.hpp"
 #include "mla/attention/cost_model.hpp"
 #include "mla/attention/latent_cache.hpp"
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/core/workspace.hpp"
@@ -21,12 +21,13 @@ namespace mla {
 struct Sequence {
   LatentCache* cache = nullptr;
   Index tokens = 0;
-  Mode mode = Mode::automatic;  ///< automatic: what ForwardOptions say
+  AttentionForm mode = AttentionForm::automatic;  ///< automatic: what ForwardOptions say
+  SlidingWindow window = {};                      ///< none: what ForwardOptions say
 };
 
 /// Options of a forward pass.
 struct ForwardOptions {
-  Mode mode = Mode::automatic;
+  AttentionForm mode = AttentionForm::automatic;
 
   /// [tokens] position of each token, rising within a sequence; gaps are allowed. Empty: the
   /// positions that follow the last cached one.
@@ -38,8 +39,13 @@ struct ForwardOptions {
   std::span<const std::uint8_t> attention_mask = {};
 
   /// Rows of its sequence's cache that each token sees (the lists of padding are not read). Empty:
-  /// all rows up to its own. Mode::decompressed refuses it, Mode::automatic is absorbed with it.
+  /// all rows up to its own. AttentionForm::decompressed refuses it, AttentionForm::automatic is
+  /// absorbed with it.
   KeySelection selected = {};
+
+  /// What each token sees, as if the tokens came one by one and what the window hides were evicted
+  /// before each (LatentCache::slide). Not with `selected`.
+  SlidingWindow window = {};
 };
 
 /// A checked call, planned once for all layers: what each real token is and whose, its position and
@@ -51,7 +57,9 @@ class CallPlan {
     Index first_token;  ///< of the real tokens
     Index tokens;
     Index past;  ///< tokens in its caches before the call
-    Mode mode;
+    AttentionForm mode;
+    SlidingWindow window;
+    Index offset;  ///< LatentCache::offset() of its caches
   };
 
   /// `batch` has the caches of one layer; those of other layers have as many tokens. Makes room in
@@ -71,15 +79,36 @@ class CallPlan {
       const Index before = tokens_;
       add_tokens(batch[s], s, first, options);
       first += batch[s].tokens;
-      shares_[s] = {before, tokens_ - before, batch[s].cache->size(),
-                    batch[s].mode == Mode::automatic ? options.mode : batch[s].mode};
+      shares_[s] = {before,
+                    tokens_ - before,
+                    batch[s].cache->size(),
+                    batch[s].mode == AttentionForm::automatic ? options.mode : batch[s].mode,
+                    batch[s].window ? batch[s].window : options.window,
+                    batch[s].cache->offset()};
     }
     const Index pairs = config.qk_rope_head_dim / 2;
     tables_ = {workspace.take_matrix<float>(tokens_, pairs),
                workspace.take_matrix<float>(tokens_, pairs)};
-    rotary.tables(positions(), tables_.cos, tables_.sin);
-    for (std::size_t s = 0; s < batch.size(); ++s)
-      batch[s].cache->reserve(shares_[s].past + shares_[s].tokens);
+    const std::span<const Index> rotations = take_rotations(workspace);
+    for (std::size_t s = 0; s < batch.size(); ++s) {
+      const Index begin = shares_[s].first_token, count = shares_[s].tokens;
+      rotary.tables(
+          rotations.subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(count)),
+          batch[s].cache->rotary().rope_scaling.long_context, tables_.cos.row_range(begin, count),
+          tables_.sin.row_range(begin, count));
+      batch[s].cache->reserve(shares_[s].past + count);
+    }
+    if (config.query_temperature_beta != 0.0) {
+      float* const scale = workspace.take<float>(tokens_);
+      for (const Share& share : shares())
+        for (Index i = 0; i < share.tokens; ++i) {
+          const Index t = share.first_token + i;
+          // Where the token is once what its window hides is gone.
+          const Index position = positions_[t] - share.window.hidden(share.past + i + 1);
+          scale[t] = static_cast<float>(config.query_temperature(position));
+        }
+      tables_.query_scale = scale;
+    }
   }
 
   /// Tokens that are not padding.
@@ -89,7 +118,7 @@ class CallPlan {
   std::span<const Index> positions() const noexcept {
     return {positions_, static_cast<std::size_t>(tokens_)};
   }
-  /// cos and sin of the positions.
+  /// cos and sin of the positions less the offsets of the caches, and the factors on the queries.
   const RotaryTables& rotary() const noexcept { return tables_; }
 
   /// The tokens of sequence s once they are the last ones of `cache`.
@@ -97,6 +126,7 @@ class CallPlan {
     const Share& share = shares_[s];
     CachedTokens tokens = CachedTokens::ending_in(cache, share.first_token, share.tokens);
     if (selected_) tokens.selected = selected_ + share.first_token;
+    tokens.window = share.window;
     return tokens;
   }
 
@@ -105,6 +135,9 @@ class CallPlan {
               const simd::Kernels& kernels) const {
     for (std::size_t s = 0; s < sequences_; ++s) {
       const Share& share = shares_[s];
+      require(caches[s]->offset() == share.offset, "the cache of sequence ", s,
+              " of this layer is shifted by ", caches[s]->offset(), ", that of the first one by ",
+              share.offset);
       caches[s]->append(rows.row_range(share.first_token, share.tokens),
                         positions().subspan(static_cast<std::size_t>(share.first_token),
                                             static_cast<std::size_t>(share.tokens)),
@@ -136,8 +169,11 @@ class CallPlan {
       require(cache != nullptr, "sequence ", s, " has no cache");
       require(batch[s].tokens >= 0 && batch[s].tokens <= PagedRows::kMaxRows, "sequence ", s,
               " has ", batch[s].tokens, " tokens");
-      require_cache(config, *cache, s);
+      require_cache(config, *cache, " of sequence ", s);
       check_mode(batch[s].mode, options);
+      check_window(batch[s].window, options);
+      require(!cache->index_keys() || (!batch[s].window && !options.window), "sequence ", s,
+              " has index keys, which no window slides over");
       for (std::size_t other = 0; other < s; ++other)
         require(batch[other].cache != cache, "sequences ", other, " and ", s,
                 " have the same cache");
@@ -146,6 +182,7 @@ class CallPlan {
     require(total == padded_tokens_, "the sequences of the batch have ", total,
             " tokens together, x has ", padded_tokens_, " rows");
     check_mode(options.mode, options);
+    check_window(options.window, options);
     const auto one_each = [&](const char* name, std::size_t size) {
       require(size == 0 || size == static_cast<std::size_t>(padded_tokens_), name, " must have ",
               padded_tokens_, " elements, one per token, got ", size);
@@ -155,12 +192,27 @@ class CallPlan {
     if (options.selected) check_selection(options.selected);
   }
 
-  static void check_mode(Mode mode, const ForwardOptions& options) {
-    require(mode == Mode::automatic || mode == Mode::absorbed || mode == Mode::decompressed,
+  static void check_mode(AttentionForm mode, const ForwardOptions& options) {
+    require(mode == AttentionForm::automatic || mode == AttentionForm::absorbed ||
+                mode == AttentionForm::decompressed,
             "mode ", static_cast<int>(mode), " does not exist");
-    require(!options.selected || mode != Mode::decompressed,
+    require(!options.selected || mode != AttentionForm::decompressed,
             "mode decompressed does not take selected keys: each token would need keys and values "
             "of its own; absorbed does");
+  }
+
+  static void check_window(const SlidingWindow& window, const ForwardOptions& options) {
+    require_window(window, PagedRows::kMaxRows);
+    require(!window || !options.selected, "a window and selected keys exclude each other");
+  }
+
+  // The positions that the tokens' keys and queries are rotated for.
+  std::span<const Index> take_rotations(Workspace& workspace) const {
+    Index* const rotations = workspace.take<Index>(tokens_);
+    for (const Share& share : shares())
+      for (Index t = share.first_token; t < share.first_token + share.tokens; ++t)
+        rotations[t] = positions_[t] - share.offset;
+    return {rotations, static_cast<std::size_t>(tokens_)};
   }
 
   // That lists can be taken; what they hold is checked token by token.

@@ -2,9 +2,10 @@
 #define MLA_ATTENTION_CHECK_BATCH_HPP_
 
 #include <span>
+#include <string_view>
 
 #include "mla/attention/cached_tokens.hpp"
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 
@@ -24,11 +25,30 @@ inline void require_selection(std::span<const Index> list, Index end, Index toke
   }
 }
 
-/// Throws std::invalid_argument unless the cache of sequence s fits a layer of this configuration.
-inline void require_cache(const AttentionConfig& config, const LatentCache& cache, std::size_t s) {
-  require(cache.fits(config), "the cache of sequence ", s, " has rows of ", cache.kv_lora_rank(),
-          " + ", cache.rope_key_width(), " elements (latent + rotary keys), this layer needs ",
+/// Throws std::invalid_argument unless keys of both are rotated alike. `name`, whose cache it is,
+/// is for the message.
+template <class... Name>
+void require_rotary(const RotarySettings& layer, const RotarySettings& cache, const Name&... name) {
+  if (layer.rotates_as(cache)) [[likely]]
+    return;
+  layer.for_each_field([&](std::string_view field, std::string_view wanted) {
+    cache.for_each_field([&](std::string_view same, std::string_view got) {
+      require(same != field || got == wanted, "the cache", name..., " was made with ", field, " ",
+              got, ", this layer has ", wanted);
+    });
+  });
+}
+
+/// Throws std::invalid_argument unless the cache fits a layer of this configuration:
+/// require_cache(config, cache, " of sequence ", s).
+template <class... Name>
+void require_cache(const AttentionConfig& config, const LatentCache& cache, const Name&... name) {
+  require(cache.kv_lora_rank() == config.kv_lora_rank &&
+              cache.rope_key_width() == config.rope_key_width(),
+          "the cache", name..., " has rows of ", cache.kv_lora_rank(), " + ",
+          cache.rope_key_width(), " elements (latent + rotary keys), this layer needs ",
           config.kv_lora_rank, " + ", config.rope_key_width());
+  require_rotary(config.rotary(), cache.rotary(), name...);
 }
 
 /// Throws std::invalid_argument unless the shares of a call fit a layer of this configuration and
@@ -39,7 +59,7 @@ inline void check_batch(const AttentionConfig& config, std::span<const CachedTok
   for (std::size_t s = 0; s < batch.size(); ++s) {
     const CachedTokens& share = batch[s];
     require(share.cache != nullptr, "sequence ", s, " has no cache");
-    require_cache(config, *share.cache, s);
+    require_cache(config, *share.cache, " of sequence ", s);
     require(share.tokens >= 0 && share.first_token >= end && share.first_token <= tokens &&
                 share.tokens <= tokens - share.first_token,
             "sequence ", s, " has tokens ", share.first_token, " to ",

@@ -3,7 +3,7 @@
 
 #include <limits>
 
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/simd/isa.hpp"
 #include "mla/simd/kernels.hpp"
@@ -11,11 +11,12 @@
 namespace mla {
 
 /// Which of the two equal forms of MLA attention to compute.
-enum class Mode {
+enum class AttentionForm {
   automatic,     ///< whichever the cost model expects to be faster, for each sequence
   absorbed,      ///< W_UK and W_UV applied to the query and the result: best for decoding
   decompressed,  ///< keys and values made from the latents: best for long prompts
 };
+using Mode = AttentionForm;  ///< its older name
 
 /// Costs of the two forms for one sequence.
 struct AttentionCost {
@@ -159,11 +160,12 @@ inline AttentionCost attention_time(const AttentionConfig& config, Index past, I
       heads * (keys * expand / speed.decompress + fill * pairs * 2.0 * dims / speed.attend_heads)};
 }
 
-/// The form that Mode::automatic stands for. Depends on the sequence alone, not on its batch.
-inline Mode choose_mode(const AttentionConfig& config, Index past, Index tokens,
-                        const AttentionSpeed& speed) noexcept {
+/// The form that AttentionForm::automatic stands for. Depends on the sequence alone, not on its
+/// batch.
+inline AttentionForm choose_mode(const AttentionConfig& config, Index past, Index tokens,
+                                 const AttentionSpeed& speed) noexcept {
   const AttentionCost time = attention_time(config, past, tokens, speed);
-  return time.decompressed < time.absorbed ? Mode::decompressed : Mode::absorbed;
+  return time.decompressed < time.absorbed ? AttentionForm::decompressed : AttentionForm::absorbed;
 }
 
 }  // namespace mla

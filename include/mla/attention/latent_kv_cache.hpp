@@ -2,10 +2,11 @@
 #define MLA_ATTENTION_LATENT_KV_CACHE_HPP_
 
 #include <span>
+#include <utility>
 
 #include "mla/attention/latent_cache.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/cache_format.hpp"
-#include "mla/core/config.hpp"
 #include "mla/core/tensor.hpp"
 
 namespace mla {
@@ -21,7 +22,10 @@ class LatentKVCache : public LatentCache {
   explicit LatentKVCache(const AttentionConfig& config) : LatentCache(config, kCacheFormatOf<T>) {}
 
   /// Row i: latent [kv_lora_rank], then rotary keys [rope_key_width].
-  const T* row(Index i) const noexcept { return reinterpret_cast<const T*>(rows().row(i)); }
+  const T* row(Index i) const noexcept { return reinterpret_cast<const T*>(LatentCache::row(i)); }
+
+  /// As LatentCache::fork().
+  LatentKVCache fork(Index tokens) const { return LatentKVCache(LatentCache::fork(tokens)); }
 
   using LatentCache::append_stored;
   /// Appends rows [tokens, layout().width()] bit by bit as row() of another cache gives them.
@@ -32,6 +36,9 @@ class LatentKVCache : public LatentCache {
                                 elements.cols * kBytes, elements.stride * kBytes},
                                token_positions);
   }
+
+ private:
+  explicit LatentKVCache(LatentCache cache) noexcept : LatentCache(std::move(cache)) {}
 };
 
 }  // namespace mla

@@ -3,14 +3,15 @@
 
 #include <algorithm>
 
-#include "mla/attention/weights.hpp"
-#include "mla/core/config.hpp"
+#include "mla/attention/attention_weights.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/core/weight_view.hpp"
 #include "mla/ops/context.hpp"
 #include "mla/ops/linear.hpp"
 #include "mla/ops/rms_norm.hpp"
 #include "mla/ops/rope.hpp"
+#include "mla/ops/row_blocks.hpp"
 
 // The low-rank projections of MLA (DeepSeek-V2, section 2.1): queries and the pair of keys and
 // values pass through a narrow latent each. Only the latter is cached.
@@ -27,7 +28,8 @@ class LowRankQuery {
         expand_(config.q_lora_rank > 0 ? weights.q_b_proj : weights.q_proj),
         expand_nope_(weights.q_b_nope_proj),
         expand_rope_(weights.q_b_rope_proj) {
-    if (weights.q_a_layernorm) norm_ = RmsNorm(weights.q_a_layernorm, config.q_a_layernorm_eps);
+    if (weights.q_a_layernorm)
+      norm_ = RmsNorm(weights.q_a_layernorm, config.q_a_layernorm_eps, config.q_latent_scale);
   }
 
   /// x [tokens, hidden_size] -> queries [tokens, heads * (nope + rope)], by head [nope | rope], the
@@ -51,15 +53,25 @@ class LowRankQuery {
       expand_part(expand_nope_, 0, latent, queries, context);
       expand_part(expand_rope_, config_.qk_nope_head_dim, latent, queries, context);
     }
-    for (Index t = 0; t < queries.rows; ++t)
-      for (Index h = 0; h < config_.num_attention_heads; ++h)
-        context.kernels().rotate(
-            queries.row(t) + h * config_.qk_head_dim() + config_.qk_nope_head_dim,
-            rotary.cos.row(t), rotary.sin.row(t), config_.qk_rope_head_dim,
-            config_.rope_interleave);
+    const Index heads = config_.num_attention_heads, rope = config_.qk_rope_head_dim;
+    for_row_blocks(context.executor(), queries.rows, heads * rope, [&](Index first, Index count) {
+      for (Index t = first; t < first + count; ++t)
+        for (Index h = 0; h < heads; ++h)
+          context.kernels().rotate(
+              queries.row(t) + h * config_.qk_head_dim() + config_.qk_nope_head_dim,
+              rotary.cos.row(t), rotary.sin.row(t), rope, config_.rope_interleave);
+    });
+    if (rotary.query_scale) scale_rows(rotary.query_scale, queries, context);
   }
 
  private:
+  static void scale_rows(const float* factors, MatrixView<float> rows, const Context& context) {
+    for_row_blocks(context.executor(), rows.rows, rows.cols, [&](Index first, Index count) {
+      for (Index t = first; t < first + count; ++t)
+        std::for_each_n(rows.row(t), rows.cols, [&](float& element) { element *= factors[t]; });
+    });
+  }
+
   // One of two separate matrices: its heads go to `offset` within each query.
   void expand_part(const Linear& part, Index offset, MatrixView<const float> latent,
                    MatrixView<float> queries, Context& context) const {
@@ -90,7 +102,7 @@ class LatentCompression {
         fused_(weights.kv_a_proj_with_mqa, weights.kv_a_proj_with_mqa_bias),
         latent_(weights.kv_a_proj),
         rope_keys_(weights.k_rope_proj),
-        norm_(weights.kv_a_layernorm, config.kv_a_layernorm_eps) {}
+        norm_(weights.kv_a_layernorm, config.kv_a_layernorm_eps, config.kv_latent_scale) {}
 
   explicit operator bool() const noexcept { return bool(norm_); }
 

@@ -5,13 +5,14 @@
 #include <span>
 #include <vector>
 
+#include "mla/attention/attention_mass.hpp"
+#include "mla/attention/attention_weights.hpp"
 #include "mla/attention/call_plan.hpp"
 #include "mla/attention/cost_model.hpp"
 #include "mla/attention/latent_kv_cache.hpp"
 #include "mla/attention/low_rank.hpp"
-#include "mla/attention/weights.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/bodies.hpp"
-#include "mla/core/config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/ops/context.hpp"
 #include "mla/ops/linear.hpp"
@@ -81,10 +82,14 @@ class MultiheadLatentAttention {
   /// As forward() over a call that was planned for all layers of a model.
   ///   caches  this layer's cache of each of the plan's sequences
   ///   x, out  [plan.tokens(), hidden_size], without padding; may be the same memory
+  ///   masses  where given, those of this layer, or nullptr, for each sequence: the attention of
+  ///   its
+  ///           tokens is counted
   /// Throws std::invalid_argument for shapes that do not fit. Rows that were appended before
   /// something was thrown stay: whoever planned the call takes them back (CacheRollback).
   void forward(const CallPlan& plan, std::span<LatentCache* const> caches,
-               MatrixView<const float> x, MatrixView<float> out, Context& context) const;
+               MatrixView<const float> x, MatrixView<float> out, Context& context,
+               std::span<AttentionMass* const> masses = {}) const;
 
   /// As append() over a planned call: x [plan.tokens(), hidden_size].
   void append(const CallPlan& plan, std::span<LatentCache* const> caches, MatrixView<const float> x,
@@ -94,16 +99,23 @@ class MultiheadLatentAttention {
   void check_call(MatrixView<const float> x) const;
 
   // The form for a sequence. Depends on the sequence alone, not on its batch.
-  Mode mode_of(const CallPlan::Share& share, const CachedTokens& sequence,
-               const Context& context) const noexcept;
+  AttentionForm mode_of(const CallPlan::Share& share, const CachedTokens& sequence,
+                        const Context& context) const noexcept;
 
   // queries [tokens, heads * (nope + rope)] -> values [tokens, heads * v], for neighbouring
   // sequences of the same form together.
   void attend(const CallPlan& plan, std::span<LatentCache* const> caches,
-              MatrixView<const float> queries, MatrixView<float> values, Context& context) const;
+              MatrixView<const float> queries, MatrixView<float> values,
+              MatrixView<float> log_sum_exp, Context& context) const;
 
-  void attend_run(Mode mode, std::span<const CachedTokens> batch, MatrixView<const float> queries,
-                  MatrixView<float> values, Context& context) const;
+  void attend_run(AttentionForm mode, std::span<const CachedTokens> batch,
+                  MatrixView<const float> queries, MatrixView<float> values,
+                  MatrixView<float> log_sum_exp, Context& context) const;
+
+  // Attention of the queries of attend(), which gave log_sum_exp.
+  void count(const CallPlan& plan, std::span<LatentCache* const> caches,
+             MatrixView<const float> queries, MatrixView<const float> log_sum_exp,
+             std::span<AttentionMass* const> masses, Context& context) const;
 
   AttentionConfig config_;
   RotaryEmbedding rotary_;

@@ -2,6 +2,8 @@
 
 #include <cstddef>
 #include <span>
+#include <utility>
+#include <vector>
 
 #include "mla/attention/absorbed_attention.hpp"
 #include "mla/attention/cache_rollback.hpp"
@@ -20,6 +22,27 @@ inline std::span<LatentCache* const> caches_of(std::span<const Sequence> batch,
   for (std::size_t s = 0; s < batch.size(); ++s) caches[s] = batch[s].cache;
   return {caches, batch.size()};
 }
+
+// The call is done: keeps what it appended, less what windows hide from here on. All caches or
+// none, if memory runs out.
+inline void slide(const CallPlan& plan, std::span<LatentCache* const> caches,
+                  CacheRollback<LatentCache>& rollback) {
+  std::vector<std::pair<LatentCache*, LatentCache>> slid;
+  for (std::size_t s = 0; s < caches.size(); ++s) {
+    const CallPlan::Share& share = plan.shares()[s];
+    if (caches[s]->slides_in_place(share.window, share.past)) continue;
+    slid.emplace_back(caches[s], caches[s]->fork(caches[s]->size()));
+    slid.back().second.slide(share.window, share.past);
+  }
+  rollback.keep();
+  for (std::size_t s = 0; s < caches.size(); ++s) {
+    const CallPlan::Share& share = plan.shares()[s];
+    if (caches[s]->slides_in_place(share.window, share.past))
+      caches[s]->slide(share.window, share.past);
+  }
+  for (auto& [cache, content] : slid) *cache = std::move(content);
+}
+
 }  // namespace detail
 
 MLA_BODY MultiheadLatentAttention::MultiheadLatentAttention(const AttentionConfig& config,
@@ -50,7 +73,7 @@ MLA_BODY void MultiheadLatentAttention::forward(const Eigen::Ref<const RowMajorM
     forward(call, caches, real, real, context);
     call.scatter(real, mutable_view_of(out));
   }
-  rollback.keep();
+  detail::slide(call, caches, rollback);
 }
 
 MLA_BODY void MultiheadLatentAttention::append(const Eigen::Ref<const RowMajorMatrix>& x,
@@ -78,9 +101,12 @@ MLA_BODY CallPlan MultiheadLatentAttention::plan(Index tokens, std::span<const S
 MLA_BODY void MultiheadLatentAttention::forward(const CallPlan& plan,
                                                 std::span<LatentCache* const> caches,
                                                 MatrixView<const float> x, MatrixView<float> out,
-                                                Context& context) const {
+                                                Context& context,
+                                                std::span<AttentionMass* const> masses) const {
   check_call(x);
   require_matrix("out", out, plan.tokens(), config_.hidden_size);
+  require(masses.empty() || masses.size() == caches.size(), "got ", masses.size(), " masses for ",
+          caches.size(), " sequences");
   if (plan.tokens() == 0) return;
   Workspace& workspace = context.workspace();
   const Workspace::Scope scope(workspace);
@@ -89,7 +115,10 @@ MLA_BODY void MultiheadLatentAttention::forward(const CallPlan& plan,
   const auto queries = workspace.take_matrix<float>(tokens, heads * config_.qk_head_dim());
   query_.forward(x, plan.rotary(), queries, context);
   const auto values = workspace.take_matrix<float>(tokens, heads * config_.v_head_dim);
-  attend(plan, caches, queries, values, context);
+  const auto log_sum_exp =
+      masses.empty() ? MatrixView<float>() : workspace.take_matrix<float>(tokens, heads);
+  attend(plan, caches, queries, values, log_sum_exp, context);
+  if (!masses.empty()) count(plan, caches, queries, log_sum_exp, masses, context);
   output_.forward(values, out, context);
 }
 
@@ -100,7 +129,8 @@ MLA_BODY void MultiheadLatentAttention::append(const CallPlan& plan,
   require_matrix("x", x, plan.tokens(), config_.hidden_size);
   require(caches.size() == plan.shares().size(), "the plan has ", plan.shares().size(),
           " sequences, got ", caches.size(), " caches");
-  for (std::size_t s = 0; s < caches.size(); ++s) require_cache(config_, *caches[s], s);
+  for (std::size_t s = 0; s < caches.size(); ++s)
+    require_cache(config_, *caches[s], " of sequence ", s);
   if (plan.tokens() == 0) return;
   const Workspace::Scope scope(context.workspace());
   const auto rows =
@@ -115,23 +145,22 @@ MLA_BODY void MultiheadLatentAttention::check_call(MatrixView<const float> x) co
           " columns, got ", x.cols);
 }
 
-MLA_BODY Mode MultiheadLatentAttention::mode_of(const CallPlan::Share& share,
-                                                const CachedTokens& sequence,
-                                                const Context& context) const noexcept {
-  if (share.mode != Mode::automatic) return share.mode;
-  if (sequence.selected) return Mode::absorbed;
+MLA_BODY AttentionForm MultiheadLatentAttention::mode_of(const CallPlan::Share& share,
+                                                         const CachedTokens& sequence,
+                                                         const Context& context) const noexcept {
+  if (share.mode != AttentionForm::automatic) return share.mode;
+  if (sequence.each_its_own()) return AttentionForm::absorbed;
   return choose_mode(
       config_, share.past, share.tokens,
       attention_speed(context.kernels(), decompression_.format(), sequence.cache->format()));
 }
 
-MLA_BODY void MultiheadLatentAttention::attend(const CallPlan& plan,
-                                               std::span<LatentCache* const> caches,
-                                               MatrixView<const float> queries,
-                                               MatrixView<float> values, Context& context) const {
+MLA_BODY void MultiheadLatentAttention::attend(
+    const CallPlan& plan, std::span<LatentCache* const> caches, MatrixView<const float> queries,
+    MatrixView<float> values, MatrixView<float> log_sum_exp, Context& context) const {
   const std::size_t count = caches.size();
   CachedTokens* const sequences = context.workspace().take<CachedTokens>(std::ssize(caches));
-  Mode* const modes = context.workspace().take<Mode>(std::ssize(caches));
+  AttentionForm* const modes = context.workspace().take<AttentionForm>(std::ssize(caches));
   for (std::size_t s = 0; s < count; ++s) {
     sequences[s] = plan.cached(s, *caches[s]);
     modes[s] = mode_of(plan.shares()[s], sequences[s], context);
@@ -145,17 +174,17 @@ MLA_BODY void MultiheadLatentAttention::attend(const CallPlan& plan,
     }
     if (tokens > 0)
       attend_run(modes[s], {sequences + s, end - s}, queries.row_range(first, tokens),
-                 values.row_range(first, tokens), context);
+                 values.row_range(first, tokens),
+                 log_sum_exp.data ? log_sum_exp.row_range(first, tokens) : log_sum_exp, context);
   }
 }
 
-MLA_BODY void MultiheadLatentAttention::attend_run(Mode mode, std::span<const CachedTokens> batch,
-                                                   MatrixView<const float> queries,
-                                                   MatrixView<float> values,
-                                                   Context& context) const {
-  if (mode == Mode::decompressed)
-    return DecompressedAttention(config_, softmax_scale(), decompression_)
-        .forward(batch, queries, values, context);
+MLA_BODY void MultiheadLatentAttention::attend_run(
+    AttentionForm mode, std::span<const CachedTokens> batch, MatrixView<const float> queries,
+    MatrixView<float> values, MatrixView<float> log_sum_exp, Context& context) const {
+  if (mode == AttentionForm::decompressed)
+    return DecompressedAttention(config_, softmax_scale(), decompression_, &rotary_)
+        .forward(batch, queries, values, context, log_sum_exp);
   const Workspace::Scope scope(context.workspace());
   const Index heads = config_.num_attention_heads;
   const auto latent_queries = context.workspace().take_matrix<float>(
@@ -163,9 +192,29 @@ MLA_BODY void MultiheadLatentAttention::attend_run(Mode mode, std::span<const Ca
   const auto latent_values =
       context.workspace().take_matrix<float>(queries.rows, heads * config_.kv_lora_rank);
   decompression_.absorb(queries, latent_queries, context);
-  AbsorbedAttention(config_, softmax_scale())
-      .forward(batch, latent_queries, latent_values, context);
+  AbsorbedAttention(config_, softmax_scale(), &rotary_)
+      .forward(batch, latent_queries, latent_values, context, log_sum_exp);
   decompression_.project_values(latent_values, values, context);
+}
+
+MLA_BODY void MultiheadLatentAttention::count(const CallPlan& plan,
+                                              std::span<LatentCache* const> caches,
+                                              MatrixView<const float> queries,
+                                              MatrixView<const float> log_sum_exp,
+                                              std::span<AttentionMass* const> masses,
+                                              Context& context) const {
+  const Index width = config_.kv_lora_rank + config_.qk_rope_head_dim;
+  for (std::size_t s = 0; s < masses.size(); ++s) {
+    if (!masses[s]) continue;
+    const Workspace::Scope scope(context.workspace());
+    CachedTokens tokens = plan.cached(s, *caches[s]);
+    const auto latent_queries =
+        context.workspace().take_matrix<float>(tokens.tokens, config_.num_attention_heads * width);
+    decompression_.absorb(queries.row_range(tokens.first_token, tokens.tokens), latent_queries,
+                          context);
+    const auto sums = log_sum_exp.row_range(tokens.first_token, tokens.tokens);
+    masses[s]->add(config_, softmax_scale(), rotary_, tokens, latent_queries, sums, context);
+  }
 }
 
 }  // namespace mla

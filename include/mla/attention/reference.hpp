@@ -7,8 +7,8 @@
 #include <span>
 #include <vector>
 
-#include "mla/attention/weights.hpp"
-#include "mla/core/config.hpp"
+#include "mla/attention/attention_weights.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/ops/rope.hpp"
 
@@ -133,7 +133,8 @@ Queries<Scalar> queries(const AttentionConfig& config, const AttentionWeights& w
   Matrix<Scalar> c_q = x;
   if (config.q_lora_rank > 0) c_q = linear(x, weights.q_a_proj, weights.q_a_proj_bias);
   if (weights.q_a_layernorm)
-    c_q = rms_norm<Scalar>(c_q, to_matrix<Scalar>(weights.q_a_layernorm).row(0),
+    c_q = Scalar(config.q_latent_scale) *
+          rms_norm<Scalar>(c_q, to_matrix<Scalar>(weights.q_a_layernorm).row(0),
                            config.q_a_layernorm_eps);
   Queries<Scalar> q = {Matrix<Scalar>(tokens, heads * nope), Matrix<Scalar>(tokens, heads * rope)};
   if (weights.split_query()) {
@@ -148,6 +149,12 @@ Queries<Scalar> queries(const AttentionConfig& config, const AttentionWeights& w
     }
   }
   rotate<Scalar>(q.rope, positions, RotaryEmbedding(config), config.rope_interleave);
+  for (Index t = 0; t < tokens; ++t) {
+    const auto temperature =
+        static_cast<Scalar>(config.query_temperature(positions[static_cast<std::size_t>(t)]));
+    q.nope.row(t) *= temperature;
+    q.rope.row(t) *= temperature;
+  }
   return q;
 }
 
@@ -163,7 +170,8 @@ Latents<Scalar> latents(const AttentionConfig& config, const AttentionWeights& w
         linear(x, weights.kv_a_proj_with_mqa, weights.kv_a_proj_with_mqa_bias);
     kv = {both.leftCols(config.kv_lora_rank), both.rightCols(config.rope_key_width())};
   }
-  kv.latent = rms_norm<Scalar>(kv.latent, to_matrix<Scalar>(weights.kv_a_layernorm).row(0),
+  kv.latent = Scalar(config.kv_latent_scale) *
+              rms_norm<Scalar>(kv.latent, to_matrix<Scalar>(weights.kv_a_layernorm).row(0),
                                config.kv_a_layernorm_eps);
   rotate<Scalar>(kv.rope_key, positions, RotaryEmbedding(config), config.rope_interleave);
   return kv;

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "mla/attention/cache_rollback.hpp"
+#include "mla/attention/check_batch.hpp"
 #include "mla/attention/token_positions.hpp"
 #include "mla/baseline/grouped_query_config.hpp"
 #include "mla/baseline/key_value_cache.hpp"
@@ -126,10 +127,12 @@ class GroupedQueryAttention {
             " columns, got ", x.cols());
     require(out.rows() == x.rows() && out.cols() == x.cols(), "out must have shape [", x.rows(),
             ", ", x.cols(), "], got [", out.rows(), ", ", out.cols(), "]");
-    require(cache.fits(config_), "the cache has ", cache.num_key_value_heads(), " K/V heads of ",
-            cache.head_dim(), " + ", cache.value_dim(),
-            " elements (key + value), this layer needs ", config_.num_key_value_heads, " of ",
-            config_.head_dim, " + ", config_.value_dim());
+    require(cache.num_key_value_heads() == config_.num_key_value_heads &&
+                cache.head_dim() == config_.head_dim && cache.value_dim() == config_.value_dim(),
+            "the cache has ", cache.num_key_value_heads(), " K/V heads of ", cache.head_dim(),
+            " + ", cache.value_dim(), " elements (key + value), this layer needs ",
+            config_.num_key_value_heads, " of ", config_.head_dim, " + ", config_.value_dim());
+    require_rotary(config_.rotary(), cache.rotary());
     require(position_ids.empty() || static_cast<Index>(position_ids.size()) == x.rows(),
             "position_ids must have ", x.rows(), " elements, one per token, got ",
             position_ids.size());

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <optional>
 
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/ops/rope.hpp"
@@ -38,6 +38,8 @@ struct GroupedQueryConfig {
   Index group_size() const noexcept { return num_attention_heads / num_key_value_heads; }
   /// Elements that one token takes in the cache: a key and a value of each K/V head.
   Index cache_row_width() const noexcept { return num_key_value_heads * (head_dim + value_dim()); }
+  /// How its keys are rotated.
+  RotarySettings rotary() const { return {rope_theta, rope_interleave, rope_scaling}; }
   /// Factor on query . key before the softmax: 1 / sqrt(head_dim), times YaRN's factor.
   double softmax_scale() const noexcept {
     return rope_softmax_multiplier(rope_scaling) / std::sqrt(static_cast<double>(head_dim));

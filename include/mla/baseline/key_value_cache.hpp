@@ -28,7 +28,8 @@ class GroupedKVCache {
   /// Throws std::invalid_argument where `config` or the format does not fit.
   explicit GroupedKVCache(const GroupedQueryConfig& config,
                           CacheFormat format = CacheFormat::float32)
-      : head_row_((config.validate(), row_layout(format, config.head_dim + config.value_dim(), 0))),
+      : rotary_(validated(config).rotary()),
+        head_row_(row_layout(format, config.head_dim + config.value_dim(), 0)),
         rows_({format, config.cache_row_width(), 0, config.num_key_value_heads * head_row_.bytes}),
         heads_(config.num_key_value_heads),
         head_dim_(config.head_dim),
@@ -45,10 +46,8 @@ class GroupedKVCache {
   Index num_key_value_heads() const noexcept { return heads_; }
   Index head_dim() const noexcept { return head_dim_; }
   Index value_dim() const noexcept { return head_row_.width() - head_dim_; }
-  bool fits(const GroupedQueryConfig& config) const noexcept {
-    return heads_ == config.num_key_value_heads && head_dim_ == config.head_dim &&
-           value_dim() == config.value_dim();
-  }
+  /// How the keys were, or will be, rotated.
+  const RotarySettings& rotary() const noexcept { return rotary_; }
 
   /// How [key | value] of one head of one token lies in bytes.
   const RowLayout& head_row() const noexcept { return head_row_; }
@@ -143,6 +142,7 @@ class GroupedKVCache {
     return (h * kPageTokens + i % kPageTokens) * head_row_.bytes;
   }
 
+  RotarySettings rotary_;
   RowLayout head_row_;
   PagedRows rows_;  // owns the pages and counts the tokens; a page is ordered by head
   Index heads_;

@@ -2,53 +2,18 @@
 #define MLA_CORE_CACHE_FORMAT_HPP_
 
 #include <cstddef>
-#include <cstdint>
 #include <iterator>
 #include <string_view>
 
 #include "mla/core/error.hpp"
 #include "mla/core/float16.hpp"
+#include "mla/core/quantised_rows.hpp"
+#include "mla/core/row_layout.hpp"
 #include "mla/core/tensor.hpp"
 
-// What a cached row is: [latent | rotary keys] of one token as bytes, in a format that is known at
-// run time.
-//
-// A format owes two functions, encode() and widen(), and the size of a row. With them and a row in
-// the table below it is right on every instruction set and in both forms of attention. Kernels that
-// are faster for a format come on top (simd/kernels.hpp) and compute the same bits.
+// The formats of cached rows, in a table; what they are is in core/row_layout.hpp.
 
 namespace mla {
-
-/// How the rows of a cache are stored.
-enum class CacheFormat : std::uint8_t {
-  float32,
-  bfloat16,
-  float16,
-#if defined(MLA_EXTRA_CACHE_FORMAT)
-  extra,  ///< the program's own, see kExtraCacheFormat
-#endif
-};
-
-/// How a row of `width()` numbers lies in `bytes` bytes.
-struct RowLayout {
-  CacheFormat format = CacheFormat::float32;
-  Index latent_width = 0;  ///< the first numbers of a row: latent, or an index key
-  Index rope_width = 0;    ///< the numbers behind it: rotary keys
-  Index bytes = 0;         ///< of a row
-
-  bool operator==(const RowLayout&) const = default;
-  Index width() const noexcept { return latent_width + rope_width; }
-};
-
-/// What the library knows of a cache format.
-struct CacheFormatInfo {
-  std::string_view name;  ///< in messages, files and programs
-  Index (*row_bytes)(Index latent_width, Index rope_width) noexcept;
-  /// row [width()] of float32 -> its bytes.
-  void (*encode)(const RowLayout& layout, const float* row, std::byte* bytes) noexcept;
-  /// The bytes of a row -> out [width()] of float32, exactly what attention computes with.
-  void (*widen)(const RowLayout& layout, const std::byte* bytes, float* out) noexcept;
-};
 
 template <StorageElement T>
 inline constexpr CacheFormat kCacheFormatOf = std::is_same_v<T, float>      ? CacheFormat::float32
@@ -92,6 +57,9 @@ inline constexpr CacheFormatInfo kCacheFormats[] = {
     detail::ElementRows<float>::info("f32"),
     detail::ElementRows<bfloat16>::info("bf16"),
     detail::ElementRows<float16>::info("f16"),
+    detail::Int8Rows::info("int8"),
+    detail::Fp8Rows<>::info("fp8"),
+    detail::Int4Rows::info("int4"),
 #if defined(MLA_EXTRA_CACHE_FORMAT)
     kExtraCacheFormat,
 #endif
@@ -100,7 +68,7 @@ inline constexpr std::size_t kCacheFormatCount = std::size(kCacheFormats);
 #if defined(MLA_EXTRA_CACHE_FORMAT)
 static_assert(static_cast<std::size_t>(CacheFormat::extra) + 1 == kCacheFormatCount);
 #else
-static_assert(static_cast<std::size_t>(CacheFormat::float16) + 1 == kCacheFormatCount);
+static_assert(static_cast<std::size_t>(CacheFormat::int4) + 1 == kCacheFormatCount);
 #endif
 
 constexpr const CacheFormatInfo& info_of(CacheFormat format) noexcept {

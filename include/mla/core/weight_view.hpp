@@ -1,6 +1,7 @@
 #ifndef MLA_CORE_WEIGHT_VIEW_HPP_
 #define MLA_CORE_WEIGHT_VIEW_HPP_
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -9,6 +10,7 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/float16.hpp"
+#include "mla/core/float8.hpp"
 #include "mla/core/tensor.hpp"
 
 // What a weight is: a matrix in a format that is known at run time, in somebody else's memory.
@@ -19,29 +21,82 @@
 
 namespace mla {
 
-/// How the numbers of a weight are stored.
+/// How the numbers of a weight are stored. Where Scales belong to them, a weight is its code times
+/// the scale of its block, rounded to float32 once.
 enum class WeightFormat : std::uint8_t {
   float32,
   bfloat16,
   float16,
+  fp8_e4m3,  ///< decode_e4m3; a NaN code is a NaN weight
+  int8,      ///< two's complement, -128 to 127
+  /// Two codes per byte, even columns in the low half: offset binary, code = half - 8, or half -
+  /// the zero point of its block
+  int4,
+  fp4_e2m1,  ///< two per byte, even columns in the low half: decode_e2m1 (MXFP4, NVFP4)
 #if defined(MLA_EXTRA_WEIGHT_FORMAT)
   extra,  ///< the program's own, see kExtraWeightFormat
 #endif
 };
 
 /// How scales are stored.
-enum class ScaleFormat : std::uint8_t { float32, bfloat16, float16 };
+enum class ScaleFormat : std::uint8_t {
+  float32,
+  bfloat16,
+  float16,
+  fp8_e8m0,  ///< powers of two, decode_e8m0: MXFP4, true ue8m0 scales
+  fp8_e4m3,  ///< decode_e4m3: NVFP4
+};
+
+/// Bytes of a stored scale.
+constexpr Index bytes_of(ScaleFormat format) noexcept {
+  switch (format) {
+    case ScaleFormat::float32:
+      return 4;
+    case ScaleFormat::bfloat16:
+    case ScaleFormat::float16:
+      return 2;
+    case ScaleFormat::fp8_e8m0:
+    case ScaleFormat::fp8_e4m3:
+      return 1;
+  }
+  __builtin_unreachable();
+}
 
 /// The scales of a matrix: one number per block of rows x columns, row-major. The last blocks of
-/// a matrix may be smaller.
+/// a matrix may be smaller. A block of all rows or all columns makes a scale per column, per row
+/// (channel) or for all.
 struct Scales {
   const void* data = nullptr;  ///< [blocks of rows, blocks of columns]
   ScaleFormat format = ScaleFormat::float32;
   Index block_rows = 1;
   Index block_cols = 1;
   Index stride = 0;  ///< scales from one row of blocks to the next
+  /// All stored scales are multiplied by it, and the product rounded to float32, before a code is
+  /// multiplied: NVFP4's second, global scale. 1 everywhere else.
+  float factor = 1.0f;
+  /// Of int4 with zero points, nullptr without: [ceil(rows / 8), blocks of columns] words, rows of
+  /// words `stride` apart. Row r of the matrix has the four bits from bit 4 * (r % 8) on of word
+  /// [r / 8]. block_rows is 1.
+  const std::uint32_t* zero_points = nullptr;
 
   explicit operator bool() const noexcept { return data != nullptr; }
+
+  /// The scale that is stored as number i, times `factor`.
+  float at(Index i) const noexcept {
+    switch (format) {
+      case ScaleFormat::float32:
+        return static_cast<const float*>(data)[i] * factor;
+      case ScaleFormat::bfloat16:
+        return static_cast<float>(static_cast<const bfloat16*>(data)[i]) * factor;
+      case ScaleFormat::float16:
+        return static_cast<float>(static_cast<const float16*>(data)[i]) * factor;
+      case ScaleFormat::fp8_e8m0:
+        return decode_e8m0(static_cast<const std::uint8_t*>(data)[i]) * factor;
+      case ScaleFormat::fp8_e4m3:
+        return decode_e4m3(static_cast<const std::uint8_t*>(data)[i]) * factor;
+    }
+    __builtin_unreachable();
+  }
 };
 
 struct WeightView;
@@ -107,12 +162,10 @@ struct WeightView {
   /// An Eigen matrix, or a vector as one row, which must outlive the view.
   explicit WeightView(const RowMajorMatrix& matrix)
       : WeightView(matrix.data(), matrix.rows(), matrix.cols()) {}
-  template <StorageElement T>
-  explicit WeightView(const std::vector<T>& vector)
+  explicit WeightView(const std::vector<float>& vector)
       : WeightView(vector.data(), 1, static_cast<Index>(vector.size())) {}
   explicit WeightView(RowMajorMatrix&&) = delete;
-  template <StorageElement T>
-  explicit WeightView(std::vector<T>&&) = delete;
+  explicit WeightView(std::vector<float>&&) = delete;
 
   explicit operator bool() const noexcept { return data != nullptr; }
 
@@ -129,8 +182,23 @@ struct WeightView {
     return view;
   }
 
-  /// Bytes of the view's elements, without scales.
-  Index bytes() const noexcept { return rows * cols * info_of(format).bits / 8; }
+  /// Bytes of the view's elements, without scales; of two elements that share a byte, all of it.
+  Index bytes() const noexcept {
+    const Index bits = info_of(format).bits;
+    return rows * (((first_col + cols) * bits + 7) / 8 - first_col * bits / 8);
+  }
+
+  /// Bytes of the scales of all blocks that the view touches, and of their zero points.
+  Index scale_bytes() const noexcept {
+    if (!scales || rows == 0 || cols == 0) return 0;
+    const auto blocks = [](Index first, Index count, Index size) {
+      return (first + count - 1) / size - first / size + 1;
+    };
+    const Index across = blocks(first_col, cols, scales.block_cols);
+    const Index words = scales.zero_points ? blocks(first_row, rows, 8) * across : 0;
+    return blocks(first_row, rows, scales.block_rows) * across * bytes_of(scales.format) +
+           words * static_cast<Index>(sizeof(std::uint32_t));
+  }
 
   /// The elements of a format that is a plain T.
   template <StorageElement T>
@@ -148,15 +216,22 @@ struct WeightView {
   float scale_of(Index r, Index c) const noexcept {
     const Index i =
         (first_row + r) / scales.block_rows * scales.stride + (first_col + c) / scales.block_cols;
-    switch (scales.format) {
-      case ScaleFormat::float32:
-        return static_cast<const float*>(scales.data)[i];
-      case ScaleFormat::bfloat16:
-        return static_cast<float>(static_cast<const bfloat16*>(scales.data)[i]);
-      case ScaleFormat::float16:
-        return static_cast<float>(static_cast<const float16*>(scales.data)[i]);
-    }
-    __builtin_unreachable();
+    return scales.at(i);
+  }
+
+  /// What is taken off the four bits of int4 element [r, c] of the view.
+  int zero_point_of(Index r, Index c) const noexcept {
+    if (!scales.zero_points) return 8;
+    const Index row = first_row + r;
+    const std::uint32_t word =
+        scales.zero_points[row / 8 * scales.stride + (first_col + c) / scales.block_cols];
+    return static_cast<int>(word >> (row % 8 * 4) & 15u);
+  }
+
+  /// The four bits of element [r, c] of a format that has two of them in a byte.
+  unsigned half_byte_of(Index r, Index c) const noexcept {
+    const auto byte = std::to_integer<unsigned>(*byte_of(r, c));
+    return (first_col + c) % 2 == 0 ? byte & 15u : byte >> 4;
   }
 };
 
@@ -167,6 +242,50 @@ void widen_elements(const WeightView& block, MatrixView<float> out) noexcept {
   const MatrixView<const T> from = block.as<T>();
   for (Index r = 0; r < from.rows; ++r)
     for (Index c = 0; c < from.cols; ++c) out(r, c) = static_cast<float>(from(r, c));
+}
+
+// out[r][c] = code(r, c, zero point of the block) * scale of the block.
+template <class Code>
+void widen_scaled(const WeightView& block, MatrixView<float> out, const Code& code) noexcept {
+  const Index width = block.scales.block_cols;
+  for (Index r = 0; r < block.rows; ++r)
+    for (Index c = 0, end; c < block.cols; c = end) {
+      const Index rest = width - (block.first_col + c) % width;  // of the block of columns
+      end = rest < block.cols - c ? c + rest : block.cols;
+      const float scale = block.scale_of(r, c);
+      const int zero_point = block.zero_point_of(r, c);
+      for (Index i = c; i < end; ++i) out(r, i) = code(r, i, zero_point) * scale;
+    }
+}
+
+inline void widen_fp8_e4m3(const WeightView& block, MatrixView<float> out) noexcept {
+  static constexpr auto kDecoded = [] {
+    std::array<float, 256> table{};
+    for (unsigned code = 0; code < 256; ++code)
+      table[code] = decode_e4m3(static_cast<std::uint8_t>(code));
+    return table;
+  }();
+  widen_scaled(block, out, [&](Index r, Index c, int) {
+    return kDecoded[std::to_integer<std::size_t>(*block.byte_of(r, c))];
+  });
+}
+
+inline void widen_int8(const WeightView& block, MatrixView<float> out) noexcept {
+  widen_scaled(block, out, [&](Index r, Index c, int) {
+    return static_cast<float>(std::to_integer<std::int8_t>(*block.byte_of(r, c)));
+  });
+}
+
+inline void widen_int4(const WeightView& block, MatrixView<float> out) noexcept {
+  widen_scaled(block, out, [&](Index r, Index c, int zero_point) {
+    return static_cast<float>(static_cast<int>(block.half_byte_of(r, c)) - zero_point);
+  });
+}
+
+inline void widen_fp4_e2m1(const WeightView& block, MatrixView<float> out) noexcept {
+  widen_scaled(block, out, [&](Index r, Index c, int) {
+    return decode_e2m1(static_cast<std::uint8_t>(block.half_byte_of(r, c)));
+  });
 }
 
 }  // namespace detail
@@ -186,6 +305,10 @@ inline constexpr WeightFormatInfo kWeightFormats[] = {
     {"f32", 32, false, &detail::widen_elements<float>},
     {"bf16", 16, false, &detail::widen_elements<bfloat16>},
     {"f16", 16, false, &detail::widen_elements<float16>},
+    {"fp8", 8, true, &detail::widen_fp8_e4m3},
+    {"int8", 8, true, &detail::widen_int8},
+    {"int4", 4, true, &detail::widen_int4},
+    {"fp4", 4, true, &detail::widen_fp4_e2m1},
 #if defined(MLA_EXTRA_WEIGHT_FORMAT)
     kExtraWeightFormat,
 #endif
@@ -194,7 +317,7 @@ inline constexpr std::size_t kWeightFormatCount = std::size(kWeightFormats);
 #if defined(MLA_EXTRA_WEIGHT_FORMAT)
 static_assert(static_cast<std::size_t>(WeightFormat::extra) + 1 == kWeightFormatCount);
 #else
-static_assert(static_cast<std::size_t>(WeightFormat::float16) + 1 == kWeightFormatCount);
+static_assert(static_cast<std::size_t>(WeightFormat::fp4_e2m1) + 1 == kWeightFormatCount);
 #endif
 
 constexpr const WeightFormatInfo& info_of(WeightFormat format) noexcept {
@@ -213,6 +336,8 @@ inline void require_shape(std::string_view name, const WeightView& weight, Index
   require(weight.stride >= weight.first_col + cols, "tensor ", name, " has a stride of ",
           weight.stride, " elements, rows need ", weight.first_col + cols);
   const WeightFormatInfo& info = info_of(weight.format);
+  require(weight.stride * info.bits % 8 == 0, "tensor ", name, " has a stride of ", weight.stride,
+          " elements of ", info.bits, " bits, which is not a whole number of bytes");
   require(bool(weight.scales) == info.scaled, "tensor ", name, " of format ", info.name,
           info.scaled ? " needs scales" : " has scales, which this format does not use");
   if (!info.scaled) return;
@@ -222,6 +347,9 @@ inline void require_shape(std::string_view name, const WeightView& weight, Index
           scales.stride >= (weight.first_col + cols + scales.block_cols - 1) / scales.block_cols,
       "tensor ", name, " has scales for blocks of ", scales.block_rows, " x ", scales.block_cols,
       " with a stride of ", scales.stride, ", which do not cover ", cols, " columns");
+  require(!scales.zero_points || (weight.format == WeightFormat::int4 && scales.block_rows == 1),
+          "tensor ", name, " of format ", info.name, " has zero points for blocks of ",
+          scales.block_rows, " rows; int4 has them, for each row");
 }
 
 /// A weight vector [1, n] of any format in float32.

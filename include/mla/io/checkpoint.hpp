@@ -1,12 +1,11 @@
 #ifndef MLA_IO_CHECKPOINT_HPP_
 #define MLA_IO_CHECKPOINT_HPP_
 
+#include <algorithm>
 #include <cstddef>
-#include <cstdint>
 #include <filesystem>
+#include <list>
 #include <map>
-#include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -14,11 +13,10 @@
 #include <vector>
 
 #include "mla/core/error.hpp"
-#include "mla/core/float16.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/core/weight_view.hpp"
-#include "mla/io/fp8.hpp"
 #include "mla/io/json.hpp"
+#include "mla/io/matrix_reader.hpp"
 #include "mla/io/quantization_config.hpp"
 #include "mla/io/safetensors.hpp"
 
@@ -27,21 +25,22 @@ namespace mla {
 /// The tensors of a published model, in one safetensors file or in shards with an index.
 ///
 /// Weights are views into the mapped files, valid as long as the Checkpoint lives, also when it is
-/// moved. F8_E4M3 matrices are decoded when they are first asked for, one at a time, and kept; all
-/// member functions are safe to call from several threads.
+/// moved. All but replace_matrix() is safe to use from several threads.
 class Checkpoint {
  public:
+  /// A tensor with memory of its own.
+  struct OwnTensor {
+    SafetensorsTensor tensor;  ///< its bytes are those of `memory`
+    AlignedBuffer<std::byte> memory;
+  };
+
   /// Opens a .safetensors file, or a directory with model.safetensors, or one with
-  /// model.safetensors.index.json and the shards it names. The block size of F8_E4M3 weights comes
-  /// from the directory's config.json, if there is one, and is 128 x 128 otherwise; `fp8_as` is
-  /// what they are decoded to: bfloat16, or float32, which keeps every bit in twice the memory.
-  /// Throws std::runtime_error naming the file, the shard and the tensor that is not as it must be.
-  explicit Checkpoint(const std::filesystem::path& path,
-                      WeightFormat fp8_as = WeightFormat::bfloat16)
-      : path_(path.string()), fp8_as_(fp8_as) {
-    require(fp8_as == WeightFormat::bfloat16 || fp8_as == WeightFormat::float32,
-            "F8_E4M3 weights are decoded to bf16 or f32, whose range holds them all, got ",
-            name_of(fp8_as));
+  /// model.safetensors.index.json and the shards it names; and mtp-1-of-1.safetensors, if that is
+  /// beside them. The directory's config.json, if there is one, says how matrices are quantised.
+  /// Throws std::runtime_error naming the file, the shard and the tensor that is not as it must be,
+  /// also where config.json names a format that no matrix has, and where a matrix is quantised that
+  /// config.json knows nothing of.
+  explicit Checkpoint(const std::filesystem::path& path) : path_(path.string()) {
     if (!std::filesystem::is_directory(path)) {
       add_file(path);
       return;
@@ -55,11 +54,19 @@ class Checkpoint {
       add_shards(index);
     else
       throw_runtime(path_, ": has neither model.safetensors nor model.safetensors.index.json");
-    if (std::filesystem::exists(config))
-      block_size_ = read_weight_block_size(*JsonDocument(parse_json_file(config)), config.string());
+    // JoyAI's module for multi-token prediction is in a file that the index does not name.
+    const auto module = path / "mtp-1-of-1.safetensors";
+    if (std::filesystem::exists(module)) add_file(module);
+    if (!std::filesystem::exists(config)) return;
+    quantization_ =
+        read_quantization_config(*JsonDocument(parse_json_file(config)), config.string());
+    check_formats(config.string());
   }
 
   const std::string& path() const noexcept { return path_; }
+
+  /// How matrices are quantised; nothing where there is no config.json.
+  const std::optional<QuantizationConfig>& quantization() const noexcept { return quantization_; }
 
   bool contains(std::string_view name) const { return tensors_.contains(name); }
 
@@ -79,14 +86,49 @@ class Checkpoint {
     return *found->second;
   }
 
-  /// Weight [rows, cols] of F32, BF16 or F16 as it is stored, of F8_E4M3 (with `name`_scale_inv)
-  /// decoded. Throws std::runtime_error naming the tensor when it or its scale is missing or has
-  /// another shape or element type.
+  /// Whether matrix `name` is there, in whatever format: "X.weight" may be X.weight_packed.
+  bool contains_matrix(std::string_view name) const { return reader(name).exists(); }
+
+  /// The names of all tensors that matrix `name` is stored in.
+  std::vector<std::string> parts_of_matrix(std::string_view name) const {
+    return reader(name).parts();
+  }
+
+  /// How a quantised matrix [rows, cols] of `format` is. Throws as matrix().
+  WeightScheme scheme_of_matrix(std::string_view name, WeightFormat format, Index rows,
+                                Index cols) const {
+    return reader(name).scheme(format, rows, cols);
+  }
+
+  /// Weight [rows, cols], in the format that its tensors have: of F32, BF16 or F16, or quantised,
+  /// with its scales (detail::MatrixReader). Throws std::runtime_error naming the tensor that is
+  /// missing, has another shape or element type than it must have, or contradicts config.json, and
+  /// the scale that is not a positive number.
   WeightView matrix(std::string_view name, Index rows, Index cols) const {
-    const SafetensorsTensor& weight = tensor_of_shape(name, {rows, cols});
-    if (weight.dtype == SafetensorsDType::float8_e4m3)
-      return {decoded(weight), fp8_as_, rows, cols};
-    return view(weight, rows, cols);
+    return reader(name).read(rows, cols);
+  }
+
+  /// Stores matrix `name` in other tensors, quantised by `scheme`. What it was stored in is no
+  /// longer there, and its memory is let go of; views of it are not valid any more.
+  void replace_matrix(std::string_view name, std::vector<OwnTensor> tensors,
+                      const WeightScheme& scheme) {
+    for (const std::string& part : parts_of_matrix(name)) {
+      const auto found = tensors_.find(part);
+      release(*found->second);
+      tensors_.erase(found);
+    }
+    for (OwnTensor& tensor : tensors) {
+      const OwnTensor& kept = own_.emplace_back(std::move(tensor));
+      tensors_.insert_or_assign(kept.tensor.name, &kept.tensor);
+    }
+    if (!quantization_) quantization_.emplace();
+    if (!std::ranges::count(quantization_->schemes, scheme))
+      quantization_->schemes.push_back(scheme);
+  }
+
+  /// Lets go of the memory that holds a tensor of a mapped file; it can be read again.
+  void release(const SafetensorsTensor& tensor) const noexcept {
+    for (const SafetensorsFile& file : files_) file.release(tensor);
   }
 
   /// Weight [1, size], stored as [size]: a norm or a bias. Errors as for matrix.
@@ -95,10 +137,9 @@ class Checkpoint {
   }
 
  private:
-  struct Decoded {
-    std::mutex mutex;
-    std::map<std::string, AlignedBuffer<std::byte>, std::less<>> weights;
-  };
+  detail::MatrixReader reader(std::string_view name) const {
+    return {path_, tensors_, quantization_, name};
+  }
 
   void add_file(const std::filesystem::path& path) {
     for (const auto& [name, tensor] : files_.emplace_back(path).tensors())
@@ -150,53 +191,26 @@ class Checkpoint {
     return {tensor.bytes.data(), *format, rows, cols};
   }
 
-  const void* decoded(const SafetensorsTensor& weight) const {
-    const std::lock_guard lock(decoded_->mutex);
-    const auto found = decoded_->weights.find(weight.name);
-    if (found != decoded_->weights.end()) return found->second.data();
-
-    const Index rows = weight.shape[0], cols = weight.shape[1];
-    const auto [scale_rows, scale_cols] = blocks_of(rows, cols, block_size_);
-    const std::vector<float> scale =
-        scales(tensor_of_shape(weight.name + "_scale_inv", {scale_rows, scale_cols}));
-    AlignedBuffer<std::byte> values(
-        static_cast<std::size_t>(rows * cols * info_of(fp8_as_).bits / 8));
-    const auto decode_to = [&](auto* out) {
-      dequantize_fp8({reinterpret_cast<const std::uint8_t*>(weight.bytes.data()), rows, cols},
-                     {scale.data(), scale_rows, scale_cols}, block_size_,
-                     MatrixView(out, rows, cols));
-    };
-    if (fp8_as_ == WeightFormat::float32)
-      decode_to(reinterpret_cast<float*>(values.data()));
-    else
-      decode_to(reinterpret_cast<bfloat16*>(values.data()));
-    return decoded_->weights.emplace(weight.name, std::move(values)).first->second.data();
-  }
-
-  std::vector<float> scales(const SafetensorsTensor& scale) const {
-    const auto convert = [](auto values, auto to_float) {
-      std::vector<float> result;
-      for (const auto value : values) result.push_back(to_float(value));
-      return result;
-    };
-    if (scale.dtype == SafetensorsDType::float32)
-      return convert(scale.values<float>(), [](float value) { return value; });
-    if (scale.dtype == SafetensorsDType::bfloat16)
-      return convert(scale.values<bfloat16>(), [](bfloat16 value) { return float(value); });
-    if (scale.dtype == SafetensorsDType::float8_e8m0)
-      return convert(scale.bytes, [](std::byte value) {
-        return decode_e8m0(std::to_integer<std::uint8_t>(value));
-      });
-    throw_runtime(path_, ": tensor ", scale.name, " has dtype ", name_of(scale.dtype),
-                  ", expected F32, BF16 or F8_E8M0");
+  // Every format that config.json names is that of some matrix, and the other way round.
+  void check_formats(const std::string& config) const {
+    std::map<WeightFormat, const std::string*> seen;
+    for (const auto& [name, tensor] : tensors_)
+      if (const auto format = detail::quantised_format_of(*tensor)) seen.emplace(*format, &name);
+    for (const auto& [format, name] : seen)
+      if (!quantization_->has(format))
+        throw_runtime(path_, ": tensor ", *name, " is ", name_of(format), ", but ", config,
+                      " has no such quantization_config");
+    for (const WeightScheme& scheme : quantization_->schemes)
+      if (!seen.contains(scheme.format))
+        throw_runtime(config, ": quantization_config is of ", name_of(scheme.format),
+                      " weights, but no tensor of the model is ", name_of(scheme.format));
   }
 
   std::string path_;
-  WeightFormat fp8_as_;
   std::vector<SafetensorsFile> files_;
-  std::map<std::string, const SafetensorsTensor*, std::less<>> tensors_;
-  BlockSize block_size_ = kDefaultWeightBlockSize;
-  std::unique_ptr<Decoded> decoded_ = std::make_unique<Decoded>();
+  std::list<OwnTensor> own_;
+  TensorMap tensors_;
+  std::optional<QuantizationConfig> quantization_;  // none without a config.json
 };
 
 }  // namespace mla

@@ -33,6 +33,10 @@ class ConfigReader {
   }
   bool contains(const char* key) const { return object_.contains(key); }
 
+  const nlohmann::json& json() const noexcept { return object_; }
+  /// What every message begins with.
+  const std::string& where() const noexcept { return where_; }
+
   Index size(const char* key) const { return json_size(at(key), where_ + key); }
   double number(const char* key) const { return json_number(at(key), where_ + key); }
   double number(const char* key, double fallback) const {
@@ -43,6 +47,11 @@ class ConfigReader {
   }
   const std::string& string(const char* key) const { return json_string(at(key), where_ + key); }
   ConfigReader object(const char* key) const { return {at(key), where_ + key + "."}; }
+  const nlohmann::json& array(const char* key) const {
+    const nlohmann::json& value = at(key);
+    if (!value.is_array()) fail(key, " must be an array, got ", json_text(value));
+    return value;
+  }
 
   /// Throws unless `key` is absent or has the only value that is supported.
   void expect(const char* key, double value) const {

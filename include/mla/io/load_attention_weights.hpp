@@ -4,8 +4,8 @@
 #include <optional>
 #include <string>
 
-#include "mla/attention/weights.hpp"
-#include "mla/core/config.hpp"
+#include "mla/attention/attention_weights.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/io/checkpoint.hpp"
 #include "mla/io/tensor_reader.hpp"
@@ -53,8 +53,8 @@ inline AttentionWeights read_attention_weights(TensorReader& reader, const Atten
 }
 
 /// The same of the layer whose tensors begin with `prefix`, "model.layers.0.self_attn". The weights
-/// are views into the checkpoint, which must outlive them; fp8 weights are decoded here. Throws
-/// std::runtime_error also for a tensor of the layer that this configuration does not use.
+/// are views into the checkpoint, which must outlive them. Throws std::runtime_error also for a
+/// tensor of the layer that this configuration does not use.
 inline AttentionWeights load_attention_weights(const Checkpoint& checkpoint,
                                                const std::string& prefix,
                                                const AttentionConfig& config,

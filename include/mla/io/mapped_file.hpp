@@ -9,6 +9,7 @@
 #include <cerrno>
 #include <cstddef>
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <system_error>
@@ -56,6 +57,21 @@ class MappedFile {
   /// The content, at an address that moving the object does not change; aligned to a page.
   std::span<const std::byte> bytes() const noexcept { return bytes_; }
   const std::string& path() const noexcept { return path_; }
+
+  /// Lets go of the memory that holds `part`, if it is a part of bytes(). Who reads it again waits
+  /// for the disk, unless the system still has it.
+  void release(std::span<const std::byte> part) const noexcept {
+    const std::less<const std::byte*> before;
+    if (part.empty() || before(part.data(), bytes_.data()) ||
+        before(bytes_.data() + bytes_.size(), part.data() + part.size()))
+      return;
+    const auto page = static_cast<std::size_t>(::sysconf(_SC_PAGESIZE));
+    const auto begin = static_cast<std::size_t>(part.data() - bytes_.data());
+    const std::size_t first = (begin + page - 1) / page * page;
+    const std::size_t last = (begin + part.size()) / page * page;
+    if (first < last)
+      ::madvise(const_cast<std::byte*>(bytes_.data()) + first, last - first, MADV_DONTNEED);
+  }
 
  private:
   struct Descriptor {

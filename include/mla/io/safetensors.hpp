@@ -120,6 +120,9 @@ class SafetensorsFile {
     return result;
   }
 
+  /// Lets go of the memory that holds `tensor`, if it is one of this file's. It can be read again.
+  void release(const SafetensorsTensor& tensor) const noexcept { file_.release(tensor.bytes); }
+
   /// The strings of `__metadata__`, empty when there is none.
   const std::map<std::string, std::string, std::less<>>& metadata() const noexcept {
     return metadata_;

@@ -2,6 +2,7 @@
 #define MLA_IO_TENSOR_READER_HPP_
 
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <utility>
@@ -9,8 +10,10 @@
 
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
+#include "mla/core/weight_view.hpp"
 #include "mla/io/checkpoint.hpp"
 #include "mla/io/safetensors.hpp"
+#include "mla/io/safetensors_dtype.hpp"
 
 namespace mla {
 
@@ -26,9 +29,11 @@ class TensorReader {
 
   /// Of the tensors of one module: under("model.layers.0").matrix("mlp.gate.weight", ...) takes
   /// model.layers.0.mlp.gate.weight. What it takes, this reader has taken.
-  TensorReader under(const std::string& module) const {
+  TensorReader under(const std::string& module) const { return beginning(module + "."); }
+  /// Of the tensors whose names begin so.
+  TensorReader beginning(const std::string& prefix) const {
     TensorReader reader = *this;
-    reader.prefix_ += module + ".";
+    reader.prefix_ += prefix;
     return reader;
   }
 
@@ -41,14 +46,30 @@ class TensorReader {
     return result;
   }
 
-  /// Weight [rows, cols], with the scales of one that is F8_E4M3. Throws when it is missing or has
-  /// another shape, or an element type that is none of a weight.
+  /// Whether a matrix is there, in whatever format: "X.weight" may be X.weight_packed.
+  bool contains_matrix(const std::string& name) const {
+    return checkpoint_->contains_matrix(prefix_ + name);
+  }
+
+  /// Weight [rows, cols] in any format; takes its scales, too. Throws when something of it is
+  /// missing or has another shape, or an element type that is none of a weight.
   WeightView matrix(const std::string& name, Index rows, Index cols) {
     const std::string& weight = take(name);
-    const WeightView view = checkpoint_->matrix(weight, rows, cols);
-    if (checkpoint_->tensor(weight).dtype == SafetensorsDType::float8_e4m3)
-      take(name + "_scale_inv");
-    return view;
+    for (std::string& part : checkpoint_->parts_of_matrix(weight)) taken_->insert(std::move(part));
+    return checkpoint_->matrix(weight, rows, cols);
+  }
+
+  /// Several weights [rows, cols] of the same shape in one tensor [count, rows, cols], one below
+  /// the other: [count * rows, cols]. Throws as matrix() does; quantised tensors are not taken.
+  WeightView stack(const std::string& name, Index count, Index rows, Index cols) {
+    const SafetensorsTensor& tensor = checkpoint_->tensor(take(name));
+    if (tensor.shape != std::vector<Index>{count, rows, cols})
+      fail(name, " has shape ", shape_text(tensor.shape), ", expected ",
+           shape_text({count, rows, cols}));
+    const std::optional<WeightFormat> format = weight_format_of(tensor.dtype);
+    if (!format)
+      fail(name, " has dtype ", name_of(tensor.dtype), ", which cannot be used as a weight here");
+    return {tensor.bytes.data(), *format, count * rows, cols};
   }
 
   /// Norm or bias [1, size], stored as [size]. Throws as matrix() does.

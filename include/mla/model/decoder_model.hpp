@@ -14,6 +14,7 @@
 #include "mla/attention/call_plan.hpp"
 #include "mla/attention/cost_model.hpp"
 #include "mla/attention/latent_cache.hpp"
+#include "mla/attention/sliding_window.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/core/weight_view.hpp"
@@ -25,6 +26,7 @@
 #include "mla/model/model_config.hpp"
 #include "mla/model/multi_token_prediction.hpp"
 #include "mla/model/read_model_config.hpp"
+#include "mla/model/text_mass.hpp"
 #include "mla/ops/context.hpp"
 #include "mla/ops/embedding.hpp"
 #include "mla/ops/head.hpp"
@@ -33,7 +35,7 @@ namespace mla {
 
 /// Options of a forward pass of a decoder.
 struct DecoderOptions {
-  Mode mode = Mode::automatic;
+  AttentionForm mode = AttentionForm::automatic;
   /// A long prompt passes through the layers in chunks of this many tokens, which bounds the
   /// scratch memory. With a pinned mode it does not change a bit of the result.
   Index chunk_tokens = 256;
@@ -44,8 +46,15 @@ struct DecoderOptions {
 struct TextStep {
   DecoderState* state = nullptr;
   std::span<const TokenId> tokens = {};
-  Index wanted = 1;             ///< rows of the result: those of the last tokens, 0 to all
-  Mode mode = Mode::automatic;  ///< automatic: what DecoderOptions say
+  Index wanted = 1;  ///< rows of the result: those of the last tokens, 0 to all
+  AttentionForm mode = AttentionForm::automatic;  ///< automatic: what DecoderOptions say
+  /// Where given, each token sees the first and the last tokens only, and the text may be of any
+  /// length. Afterwards the state has forgotten what the first of `tokens` did not see
+  /// (DecoderState::slide), so that all of them but the first can still be taken back.
+  SlidingWindow window = {};
+  /// Where given, counts the attention of `tokens`; where the call throws, what was counted is
+  /// undefined. Not with a window.
+  TextMass* mass = nullptr;
 };
 
 /// A complete decoder: embedding, layers, norm, head, and the module for multi-token prediction
@@ -57,15 +66,17 @@ struct TextStep {
 class DecoderModel {
  public:
   /// The model in a directory, as it was downloaded: config.json and safetensors files. Weights are
-  /// used where the files are mapped, but for fp8 ones, which are decoded to `fp8_as` (see
-  /// Checkpoint). Throws std::runtime_error naming the file, the key or the tensor that is not as
-  /// it must be.
-  static DecoderModel load(const std::filesystem::path& directory,
-                           WeightFormat fp8_as = WeightFormat::bfloat16) {
-    const ModelConfig config = load_model_config(directory);
-    auto checkpoint = std::make_shared<const Checkpoint>(directory, fp8_as);
-    DecoderModel model(config, load_decoder_weights(*checkpoint, config));
-    model.checkpoint_ = std::move(checkpoint);
+  /// used where the files are mapped, in the format that they have. Throws std::runtime_error
+  /// naming the file, the key or the tensor that is not as it must be.
+  static DecoderModel load(const std::filesystem::path& directory) {
+    return load(load_model_config(directory), Checkpoint(directory));
+  }
+
+  /// The same of a checkpoint that was opened, and perhaps quantised, before: the model keeps it.
+  static DecoderModel load(const ModelConfig& config, Checkpoint&& checkpoint) {
+    auto kept = std::make_shared<const Checkpoint>(std::move(checkpoint));
+    DecoderModel model(config, load_decoder_weights(*kept, config));
+    model.checkpoint_ = std::move(kept);
     return model;
   }
 
@@ -73,8 +84,9 @@ class DecoderModel {
   /// or tensor that does not fit.
   DecoderModel(const ModelConfig& config, const DecoderWeights& weights)
       : config_((config.validate(), config)),
-        embedding_(weights.embed_tokens),
-        head_(detail::make_norm("model.norm", weights.norm, config), weights.lm_head) {
+        embedding_(weights.embed_tokens, config.embedding_scale),
+        head_(detail::make_norm("model.norm", weights.norm, config), weights.lm_head,
+              config.logit_scale) {
     require_shape("embed_tokens", weights.embed_tokens, vocab_size(), hidden_size());
     require_shape("lm_head", weights.lm_head, vocab_size(), hidden_size());
     const Index layers = static_cast<Index>(weights.layers.size());
@@ -116,7 +128,7 @@ class DecoderModel {
     const auto hidden = workspace.take_matrix<float>(wanted, hidden_size());
     run(batch, hidden, context, options);
     head_.forward(hidden, mutable_view_of(logits), context);
-    rollback.keep();
+    slide(batch, rollback);
   }
 
   /// One text: logits [n, vocab_size] of the last n of `tokens`, any n up to all. Throws likewise.
@@ -146,7 +158,7 @@ class DecoderModel {
     const auto caches = caches_of(batch, context.workspace());
     CacheRollback<LatentCache> rollback(caches, context.workspace());
     run(batch, mutable_view_of(hidden), context, options);
-    rollback.keep();
+    slide(batch, rollback);
   }
   void forward_hidden(std::span<const TokenId> tokens, DecoderState& state,
                       Eigen::Ref<RowMajorMatrix> hidden, Context& context,
@@ -177,16 +189,22 @@ class DecoderModel {
       const TextStep& step = batch[s];
       require(step.state != nullptr, "text ", s, " has no state");
       const DecoderState& state = *step.state;
-      require(state.fits(config_), "the state of text ", s, " was made for another model: it has ",
-              state.layers(), " layers with rows of ", state.layer(0).layout().width(),
-              " elements, this one has ", config_.num_hidden_layers, " with ",
-              config_.attention.cache_row_width());
+      require_state(config_, state, " of text ", s);
       for (std::size_t other = 0; other < s; ++other)
         require(batch[other].state != step.state, "texts ", other, " and ", s,
                 " have the same state");
-      require(std::ssize(step.tokens) <= max_position_embeddings() - state.size(), "a text of ",
-              state.size(), " + ", step.tokens.size(),
+      require_window(step.window, std::min(max_position_embeddings(), state.context_tokens()));
+      require(!step.mass || step.mass->layers() == config_.attentions(),
+              "attention is to be counted in ", config_.attentions(), " layers, text ", s,
+              " has masses for ", step.mass ? step.mass->layers() : 0);
+      require(!step.mass || !step.window, "attention through a window is not counted");
+      require(step.window || std::ssize(step.tokens) <= max_position_embeddings() - state.size(),
+              "a text of ", state.size(), " + ", step.tokens.size(),
               " tokens is longer than max_position_embeddings ", max_position_embeddings());
+      require(step.window || std::ssize(step.tokens) <= state.context_tokens() - state.size(),
+              "a text of ", state.size(), " + ", step.tokens.size(),
+              " tokens is longer than the context that its state was made for, ",
+              state.context_tokens());
       require(step.wanted >= 0 && step.wanted <= std::ssize(step.tokens), "text ", s, " has ",
               step.tokens.size(), " tokens, cannot give the last ", step.wanted);
       embedding_.check(step.tokens);
@@ -195,14 +213,31 @@ class DecoderModel {
     return wanted;
   }
 
+  // The call is done: keeps what it appended, less what windows hide from here on. All states or
+  // none, if memory runs out.
+  static void slide(std::span<const TextStep> batch, CacheRollback<LatentCache>& rollback) {
+    std::vector<std::pair<DecoderState*, DecoderState>> slid;
+    const auto past = [](const TextStep& step) {
+      return step.state->size() - std::ssize(step.tokens);
+    };
+    for (const TextStep& step : batch)
+      if (!step.state->slides_in_place(step.window, past(step)))
+        slid.emplace_back(step.state, step.state->slid(step.window, past(step)));
+    rollback.keep();
+    for (const TextStep& step : batch)
+      if (step.state->slides_in_place(step.window, past(step)))
+        step.state->slide(step.window, past(step));
+    for (auto& [state, content] : slid) *state = std::move(content);
+  }
+
   // All caches of the layers.
   std::span<LatentCache* const> caches_of(std::span<const TextStep> batch,
                                           Workspace& workspace) const {
-    const Index count = std::ssize(batch) * config_.num_hidden_layers;
+    const Index count = std::ssize(batch) * config_.attentions();
     LatentCache** const caches = workspace.take<LatentCache*>(count);
     LatentCache** next = caches;
     for (const TextStep& step : batch)
-      for (Index layer = 0; layer < config_.num_hidden_layers; ++layer)
+      for (Index layer = 0; layer < config_.attentions(); ++layer)
         *next++ = &step.state->layer(layer);
     return {caches, static_cast<std::size_t>(count)};
   }
@@ -245,7 +280,8 @@ class DecoderModel {
     Index row = 0;
     for (std::size_t p = 0; p < pieces.size(); row += pieces[p++].tokens) {
       const Piece& piece = pieces[p];
-      sequences[p] = {&piece.step->state->layer(0), piece.tokens, piece.step->mode};
+      sequences[p] = {&piece.step->state->layer(0), piece.tokens, piece.step->mode,
+                      piece.step->window};
       embedding_.forward(piece.step->tokens.subspan(static_cast<std::size_t>(piece.first),
                                                     static_cast<std::size_t>(piece.tokens)),
                          x.row_range(row, piece.tokens), context);
@@ -253,12 +289,21 @@ class DecoderModel {
     if (options.observer) options.observer->on_embedding(x);
     const CallPlan plan = layers_.front().attention().plan(tokens, {sequences, pieces.size()},
                                                            {.mode = options.mode}, context);
-    LatentCache** const caches = workspace.take<LatentCache*>(std::ssize(pieces));
+    const Index each = config_.attentions_per_layer();
+    const std::size_t count = pieces.size() * static_cast<std::size_t>(each);
+    LatentCache** const caches = workspace.take<LatentCache*>(static_cast<Index>(count));
+    AttentionMass** const masses = workspace.take<AttentionMass*>(static_cast<Index>(count));
+    const bool counted =
+        std::ranges::any_of(pieces, [](const Piece& piece) { return piece.step->mass; });
     for (Index layer = 0; layer < config_.num_hidden_layers; ++layer) {
-      for (std::size_t p = 0; p < pieces.size(); ++p)
-        caches[p] = &pieces[p].step->state->layer(layer);
-      layers_[static_cast<std::size_t>(layer)].forward(x, plan, {caches, pieces.size()}, context,
-                                                       options.observer);
+      for (std::size_t c = 0; c < count; ++c) {
+        const TextStep& step = *pieces[c % pieces.size()].step;
+        const Index cache = layer * each + static_cast<Index>(c / pieces.size());
+        caches[c] = &step.state->layer(cache);
+        masses[c] = step.mass ? &step.mass->layer(cache) : nullptr;
+      }
+      layers_[static_cast<std::size_t>(layer)].forward(
+          x, plan, {caches, count}, context, options.observer, {masses, counted ? count : 0});
     }
     head_.normalise(x, context);
     if (options.observer) options.observer->on_norm(x);

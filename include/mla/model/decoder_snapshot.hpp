@@ -1,12 +1,18 @@
 #ifndef MLA_MODEL_DECODER_SNAPSHOT_HPP_
 #define MLA_MODEL_DECODER_SNAPSHOT_HPP_
 
+#include <algorithm>
+#include <cstddef>
 #include <filesystem>
+#include <optional>
+#include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "mla/attention/latent_cache.hpp"
+#include "mla/core/cache_format.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/io/cache_snapshot.hpp"
@@ -28,8 +34,7 @@ std::vector<Cache*> caches_of(State& state) {
 
 inline SnapshotFields snapshot_fields(const ModelConfig& config, const DecoderState& state,
                                       std::string_view label) {
-  require(state.fits(config), "the state was made for another model: it has ", state.layers(),
-          " layers, this one has ", config.num_hidden_layers);
+  require_state(config, state);
   const Index predictions = state.prediction() ? 1 : 0;
   SnapshotFields fields =
       snapshot_fields(config.attention, state.layer(0), state.layers() + predictions, label);
@@ -46,13 +51,49 @@ inline void save_snapshot(const std::filesystem::path& path, const ModelConfig& 
                           const DecoderState& state, std::string_view label = {}) {
   const auto fields = detail::snapshot_fields(config, state, label);
   const auto caches = detail::caches_of<const LatentCache>(state);
-  detail::write_snapshot(path, fields, caches);
+  if (std::ranges::all_of(caches, &LatentCache::is_whole))
+    detail::write_snapshot(path, fields, caches);
+  else
+    detail::write_paged_snapshot(path, fields, caches, 1);
 }
+
+/// Writes several states of a model, all in the same format, to one file. Pages that they share,
+/// as forks of one text do, are written once, and shared again when they are restored.
+inline void save_snapshots(const std::filesystem::path& path, const ModelConfig& config,
+                           std::span<const DecoderState* const> states,
+                           std::string_view label = {}) {
+  require(!states.empty(), "there is no state to save");
+  std::vector<const LatentCache*> caches;
+  for (const DecoderState* state : states) {
+    detail::snapshot_fields(config, *state, label);  // checks it
+    require(state->format() == states.front()->format(), "states of one file have one format, got ",
+            name_of(states.front()->format()), " and ", name_of(state->format()));
+    const auto more = detail::caches_of<const LatentCache>(*state);
+    caches.insert(caches.end(), more.begin(), more.end());
+  }
+  detail::write_paged_snapshot(path, detail::snapshot_fields(config, *states.front(), label),
+                               caches, states.size());
+}
+
+/// The states that save_snapshots() wrote, or save_snapshot() of one. `format` and
+/// `context_tokens`: theirs, see DecoderState. Throws as restore_snapshot().
+inline std::vector<DecoderState> restore_snapshots(const std::filesystem::path& path,
+                                                   const ModelConfig& config, CacheFormat format,
+                                                   std::string_view label = {},
+                                                   Index context_tokens = 0);
 
 /// Replaces the text in `state` by that of a snapshot: as restore_snapshot() of a cache, with all
 /// layers as they were whatever is thrown.
 inline void restore_snapshot(const std::filesystem::path& path, const ModelConfig& config,
                              DecoderState& state, std::string_view label = {}) {
+  require_state(config, state);
+  if (detail::is_paged_snapshot(path)) {
+    auto states = restore_snapshots(path, config, state.format(), label, state.context_tokens());
+    require(states.size() == 1, "a state cannot be restored from a file of ", states.size(),
+            " states: see restore_snapshots()");
+    state = std::move(states.front());
+    return;
+  }
   const auto fields = detail::snapshot_fields(config, state, label);
   const auto caches = detail::caches_of<LatentCache>(state);
   const detail::SnapshotFile file(path, fields, caches);
@@ -61,6 +102,34 @@ inline void restore_snapshot(const std::filesystem::path& path, const ModelConfi
       file.fail("layer ", layer, " has ", file.tokens(static_cast<std::size_t>(layer)),
                 " tokens, layer 0 has ", file.tokens(0));
   file.restore(caches);
+}
+
+inline std::vector<DecoderState> restore_snapshots(const std::filesystem::path& path,
+                                                   const ModelConfig& config, CacheFormat format,
+                                                   std::string_view label, Index context_tokens) {
+  DecoderState empty(config, format, context_tokens);
+  std::vector<DecoderState> states;
+  if (!detail::is_paged_snapshot(path)) {
+    restore_snapshot(path, config, empty, label);
+    states.push_back(std::move(empty));
+    return states;
+  }
+  const auto like = detail::caches_of<const LatentCache>(empty);
+  const detail::PagedSnapshot file(path, detail::snapshot_fields(config, empty, label), like);
+  for (std::size_t s = 0; s < file.states(); ++s) {
+    std::vector<LatentCache>& layers = file.state(s);
+    std::optional<LatentCache> prediction;
+    if (empty.prediction()) {
+      prediction = std::move(layers.back());
+      layers.pop_back();
+    }
+    for (std::size_t layer = 1; layer < layers.size(); ++layer)
+      if (layers[layer].size() != layers[0].size())
+        file.fail("layer ", layer, " of state ", s, " has ", layers[layer].size(),
+                  " tokens, layer 0 has ", layers[0].size());
+    states.push_back(empty.with(std::move(layers), std::move(prediction)));
+  }
+  return states;
 }
 
 }  // namespace mla

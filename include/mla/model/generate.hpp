@@ -48,17 +48,34 @@ class Generation {
   }
 
   std::vector<GenerationResult> run() {
+    while (round()) {
+    }
+    return results();
+  }
+
+  /// A pass through the model for all texts that are not done; false: there are none. Where it
+  /// throws, all states are as they were before the first round.
+  bool round() {
     try {
-      while (begin_round()) {
-        forward();
-        predict();
-        for (TextGeneration<S>* text : active_)
-          if (text->done()) text->finish();
-      }
+      if (!begin_round()) return false;
+      forward();
+      predict();
+      for (TextGeneration<S>* text : active_)
+        if (text->done()) text->finish();
+      return true;
     } catch (...) {
       for (TextGeneration<S>& text : texts_) text.roll_back();
       throw;
     }
+  }
+
+  /// No more rounds: states of texts that are not done are left with what was written.
+  void stop() {
+    for (TextGeneration<S>& text : texts_)
+      if (!text.done()) text.finish();
+  }
+
+  std::vector<GenerationResult> results() const {
     std::vector<GenerationResult> results;
     for (const TextGeneration<S>& text : texts_) results.push_back(text.result());
     return results;

@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "mla/attention/cost_model.hpp"
+#include "mla/attention/sliding_window.hpp"
 #include "mla/core/tensor.hpp"
 #include "mla/core/token.hpp"
 #include "mla/model/decoder_state.hpp"
@@ -41,10 +42,14 @@ struct GenerationOptions {
   /// same. Models without the module refuse.
   bool speculative = false;
 
-  Mode prefill_mode = Mode::automatic;
+  /// Where given, each token sees the first and the last tokens only, so that the text can go on
+  /// for ever in constant memory; the state forgets the others. See SlidingWindow.
+  SlidingWindow window = {};
+
+  AttentionForm prefill_mode = AttentionForm::automatic;
   /// absorbed or decompressed; automatic is absorbed here: a mode that changed between one token
   /// and two would change the last bits of logits.
-  Mode decode_mode = Mode::absorbed;
+  AttentionForm decode_mode = AttentionForm::absorbed;
   Index chunk_tokens = 256;  ///< of the prompt at a time
 
   /// Called with every token as soon as it is certain; false ends the text after it.
@@ -66,7 +71,7 @@ struct GenerationTask {
 enum class StopReason {
   end_of_text,   ///< the model chose a token of eos_token_ids, which is not passed on
   max_tokens,    ///< as many as were asked for
-  context_full,  ///< max_position_embeddings
+  context_full,  ///< max_position_embeddings, without a window
   cancelled,     ///< a callback said so
 };
 

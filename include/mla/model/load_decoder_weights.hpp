@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstring>
 #include <string>
+#include <vector>
 
 #include "mla/core/tensor.hpp"
 #include "mla/io/checkpoint.hpp"
@@ -24,7 +25,7 @@ namespace detail {
 class DecoderLoader {
  public:
   DecoderLoader(const Checkpoint& checkpoint, const ModelConfig& config)
-      : tensors_(checkpoint), config_(config) {}
+      : all_(checkpoint), tensors_(all_.beginning(config.names.prefix)), config_(config) {}
 
   DecoderWeights load() {
     DecoderWeights weights;
@@ -37,7 +38,8 @@ class DecoderLoader {
       weights.prediction = load_prediction(weights);
     ignore_other_modules(weights.prediction.has_value());
     tensors_.ignore("model.rotary_emb.inv_freq");  // as in every layer of older files
-    tensors_.refuse_unused();
+    ignore_other_parts();
+    all_.refuse_unused();
     return weights;
   }
 
@@ -56,23 +58,34 @@ class DecoderLoader {
   WeightView vocabulary_or(TensorReader& tensors, const std::string& name,
                            const WeightView& models) const {
     constexpr Index kMostCompared = Index{1} << 24;
-    if (!tensors.contains(name)) return models;
+    if (!tensors.contains_matrix(name)) return models;
     const WeightView own = vocabulary(tensors, name);
     return own.bytes() <= kMostCompared && is_copy(own, models) ? models : own;
   }
+  // Whether both [rows, cols] matrices are the same bits, scales included.
   static bool is_copy(const WeightView& a, const WeightView& b) {
-    return a.format == b.format && a.bytes() == b.bytes() &&
-           std::memcmp(a.data, b.data, static_cast<std::size_t>(a.bytes())) == 0;
+    const auto same = [](const void* x, const void* y, Index bytes) {
+      return std::memcmp(x, y, static_cast<std::size_t>(bytes)) == 0;
+    };
+    if (a.format != b.format || a.rows != b.rows || a.cols != b.cols) return false;
+    for (Index r = 0; r < a.rows; ++r)
+      if (!same(a.byte_of(r, 0), b.byte_of(r, 0), a.row_range(r, 1).bytes())) return false;
+    const Scales &x = a.scales, &y = b.scales;
+    return !x || (x.format == y.format && x.factor == y.factor && x.block_rows == y.block_rows &&
+                  x.block_cols == y.block_cols && !x.zero_points && !y.zero_points &&
+                  same(x.data, y.data, a.scale_bytes()));
   }
-  // A file may hold the head of a tied model as a copy. Another matrix is none: either the key or
-  // the file is wrong.
+  // A file may hold the head of a tied model as a copy, quantised or not. Another matrix is none:
+  // either the key or the file is wrong.
   WeightView load_head(const WeightView& embed_tokens) {
     const std::string name = "lm_head.weight";
     if (!config_.tie_word_embeddings) return vocabulary(tensors_, name);
-    if (tensors_.contains(name) && !is_copy(vocabulary(tensors_, name), embed_tokens))
+    if (!tensors_.contains_matrix(name)) return embed_tokens;
+    const WeightView head = vocabulary(tensors_, name);
+    if (!head.scales && !is_copy(head, embed_tokens))
       tensors_.fail(name,
                     " is not a copy of model.embed_tokens.weight, but tie_word_embeddings is true");
-    return embed_tokens;
+    return head.scales ? head : embed_tokens;
   }
   WeightView norm(TensorReader& tensors, const std::string& name) const {
     return tensors.vector(name, config_.hidden_size());
@@ -80,29 +93,71 @@ class DecoderLoader {
 
   MlpWeights load_mlp(TensorReader tensors, Index intermediate_size) const {
     const Index hidden = config_.hidden_size();
-    return {tensors.matrix("gate_proj.weight", intermediate_size, hidden),
-            tensors.matrix("up_proj.weight", intermediate_size, hidden),
-            tensors.matrix("down_proj.weight", hidden, intermediate_size)};
+    MlpWeights weights;
+    if (config_.hidden_act == Activation::silu)
+      weights.gate_proj = tensors.matrix("gate_proj.weight", intermediate_size, hidden);
+    weights.up_proj = tensors.matrix("up_proj.weight", intermediate_size, hidden);
+    weights.down_proj = tensors.matrix("down_proj.weight", hidden, intermediate_size);
+    return weights;
   }
 
   MixtureOfExpertsWeights load_experts(TensorReader tensors) const {
     const MixtureOfExpertsConfig& experts = config_.experts;
     MixtureOfExpertsWeights weights;
-    weights.router.gate =
-        tensors.matrix("gate.weight", experts.n_routed_experts, config_.hidden_size());
+    const TensorNames& names = config_.names;
+    weights.router.gate = tensors.matrix(names.router, experts.choices(), config_.hidden_size());
     if (experts.topk_method == TopkMethod::noaux_tc)
-      weights.router.e_score_correction_bias =
-          tensors.vector("gate.e_score_correction_bias", experts.n_routed_experts);
-    for (Index e = 0; e < experts.n_routed_experts; ++e)
-      weights.experts.push_back(
-          load_mlp(tensors.under("experts." + std::to_string(e)), experts.moe_intermediate_size));
+      weights.router.e_score_correction_bias = tensors.vector(names.router_bias, experts.choices());
+    if (tensors.contains("experts.gate_up_proj"))
+      weights.experts = load_stacked_experts(tensors);
+    else
+      for (Index e = 0; e < experts.n_routed_experts; ++e)
+        weights.experts.push_back(
+            load_mlp(tensors.under("experts." + std::to_string(e)), experts.moe_intermediate_size));
     if (experts.n_shared_experts > 0)
       weights.shared_experts = load_mlp(tensors.under("shared_experts"),
                                         experts.n_shared_experts * experts.moe_intermediate_size);
     return weights;
   }
 
+  // All experts of a layer in two tensors: gate_up_proj [experts, 2 * moe, hidden], gate first, and
+  // down_proj [experts, hidden, moe].
+  std::vector<MlpWeights> load_stacked_experts(TensorReader tensors) const {
+    const MixtureOfExpertsConfig& experts = config_.experts;
+    const Index count = experts.n_routed_experts, size = experts.moe_intermediate_size;
+    const Index hidden = config_.hidden_size();
+    const WeightView gate_up = tensors.stack("experts.gate_up_proj", count, 2 * size, hidden);
+    const WeightView down = tensors.stack("experts.down_proj", count, hidden, size);
+    std::vector<MlpWeights> weights;
+    for (Index e = 0; e < count; ++e)
+      weights.push_back({.gate_proj = gate_up.row_range(2 * e * size, size),
+                         .up_proj = gate_up.row_range((2 * e + 1) * size, size),
+                         .down_proj = down.row_range(e * hidden, hidden)});
+    return weights;
+  }
+
+  // Both halves: norms, attentions and MLPs have a number each.
+  DecoderLayerWeights load_layer_with_shortcut(Index layer) const {
+    TensorReader tensors = layer_reader(layer);
+    std::vector<DecoderLayerWeights> halves(2);
+    for (std::size_t h = 0; h < halves.size(); ++h) {
+      const std::string number = "." + std::to_string(h);
+      TensorReader attention = tensors.under("self_attn" + number);
+      halves[h].input_layernorm = norm(tensors, "input_layernorm" + number + ".weight");
+      halves[h].self_attn =
+          read_attention_weights(attention, config_.attention, config_.attention_bias);
+      halves[h].post_attention_layernorm =
+          norm(tensors, "post_attention_layernorm" + number + ".weight");
+      halves[h].mlp = load_mlp(tensors.under("mlps" + number), config_.intermediate_size);
+    }
+    DecoderLayerWeights weights = halves[0];
+    weights.second_half = {halves[1]};
+    weights.shortcut = load_experts(tensors.under("mlp"));
+    return weights;
+  }
+
   DecoderLayerWeights load_layer(Index layer) const {
+    if (config_.shortcut_experts) return load_layer_with_shortcut(layer);
     TensorReader tensors = layer_reader(layer);
     TensorReader attention = tensors.under("self_attn");
     DecoderLayerWeights weights;
@@ -114,6 +169,8 @@ class DecoderLoader {
       weights.mlp = load_experts(tensors.under("mlp"));
     else
       weights.mlp = load_mlp(tensors.under("mlp"), config_.intermediate_size);
+    if (config_.post_mlp_layernorm && config_.has_experts(layer))
+      weights.post_mlp_layernorm = norm(tensors, "post_mlp_layernorm.weight");
     return weights;
   }
 
@@ -142,19 +199,27 @@ class DecoderLoader {
       std::from_chars(name.data(), name.data() + name.size(), layer);
       if (layer < first + (first_is_used ? 1 : 0)) continue;
       if (layer < first + config_.num_nextn_predict_layers ||
-          layers.contains(std::to_string(layer) + ".eh_proj.weight"))
+          layers.contains_matrix(std::to_string(layer) + ".eh_proj.weight"))
         layers.ignore(name);
     }
   }
 
-  TensorReader tensors_;
+  // Of other parts of a larger model.
+  void ignore_other_parts() {
+    for (const std::string& name : all_.names())
+      for (const std::string& part : config_.names.other_parts)
+        if (name.starts_with(part)) all_.ignore(name);
+  }
+
+  TensorReader all_;
+  TensorReader tensors_;  // those of the decoder
   const ModelConfig& config_;
 };
 
 }  // namespace detail
 
 /// The weights of a model under their published names. They are views into the checkpoint, which
-/// must outlive them; fp8 weights are decoded here. Throws std::runtime_error naming the tensor
+/// must outlive them, quantised ones too. Throws std::runtime_error naming the tensor
 /// when one is missing, has another shape than the configuration says, or is not used by it.
 ///
 /// The module for multi-token prediction is there where both num_nextn_predict_layers and the file

@@ -28,7 +28,8 @@ struct MixtureOfExpertsWeights {
 /// with other experts.
 ///
 /// The result of a token does not depend on the others of the call in a single bit: its experts
-/// are added up in the order of their numbers, then the shared ones.
+/// are added up in the order of their numbers, then the shared ones, then zero experts, whose
+/// result is the token's own state.
 class MixtureOfExperts {
  public:
   MixtureOfExperts() = default;
@@ -62,7 +63,7 @@ class MixtureOfExperts {
     require_matrix("weights of the choice", choice.weights, x.rows, config().num_experts_per_tok);
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
-    const Assignments assignments(choice, config().n_routed_experts, workspace);
+    const Assignments assignments(choice, config().choices(), workspace);
     const std::span<detail::ExpertBatch> batches = make_batches(assignments, x.rows, workspace);
     for (Index t = 0; t < out.rows; ++t) std::fill_n(out.row(t), out.cols, 0.0f);
     for (std::size_t first = 0, last = 0; first < batches.size(); first = last) {
@@ -72,6 +73,7 @@ class MixtureOfExperts {
       const Workspace::Scope together(workspace);
       detail::ExpertBatches(batches.subspan(first, last - first), x, context).add_to(out);
     }
+    add_zero_experts(x, choice, out);
   }
 
  private:
@@ -112,6 +114,17 @@ class MixtureOfExperts {
           visit(t, choice.experts(t, k), choice.weights(t, k));
     }
   };
+
+  void add_zero_experts(MatrixView<const float> x, const ExpertChoice& choice,
+                        MatrixView<float> out) const noexcept {
+    if (config().zero_experts == 0) return;
+    for (Index t = 0; t < x.rows; ++t) {
+      float weight = 0.0f;
+      for (Index k = 0; k < choice.experts.cols; ++k)
+        if (choice.experts(t, k) >= config().n_routed_experts) weight += choice.weights(t, k);
+      for (Index i = 0; i < x.cols; ++i) out(t, i) += weight * x(t, i);
+    }
+  }
 
   // The experts that were chosen, in the order of their numbers, then the shared ones.
   std::span<detail::ExpertBatch> make_batches(const Assignments& assignments, Index tokens,

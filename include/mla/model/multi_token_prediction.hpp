@@ -30,7 +30,7 @@ struct PredictionStep {
   Index first_position = 0;                   ///< others follow it one by one
   LatentCache* cache = nullptr;               ///< of the module, for this text
   Index wanted = 1;                           ///< predictions: of the last positions, 0 to all
-  Mode mode = Mode::automatic;
+  AttentionForm mode = AttentionForm::automatic;
 
   Index tokens() const noexcept { return std::ssize(next_tokens); }
 };
@@ -50,7 +50,7 @@ class MultiTokenPrediction {
   /// Its layer is `depth` layers after the model's last one to a DecoderObserver.
   MultiTokenPrediction(const ModelConfig& config, const MultiTokenPredictionWeights& weights,
                        Index depth = 0)
-      : embedding_(weights.embed_tokens),
+      : embedding_(weights.embed_tokens, config.embedding_scale),
         embedding_norm_(detail::make_norm("enorm", weights.enorm, config)),
         hidden_norm_(detail::make_norm("hnorm", weights.hnorm, config)),
         hidden_first_(weights.hidden_first),
@@ -59,7 +59,7 @@ class MultiTokenPrediction {
         head_(weights.shared_head_norm
                   ? detail::make_norm("shared_head.norm", weights.shared_head_norm, config)
                   : RmsNorm(),
-              weights.shared_head) {
+              weights.shared_head, config.logit_scale) {
     const Index hidden = config.hidden_size();
     require_shape("embed_tokens", weights.embed_tokens, config.vocab_size, hidden);
     require_shape("eh_proj", weights.eh_proj, hidden, 2 * hidden);
@@ -90,7 +90,7 @@ class MultiTokenPrediction {
   ///   logits       [n, vocab_size] of the last n positions, n <= tokens
   void forward(const Eigen::Ref<const RowMajorMatrix>& hidden, std::span<const TokenId> next_tokens,
                Index first_position, LatentCache& cache, Eigen::Ref<RowMajorMatrix> logits,
-               Context& context, Mode mode = Mode::automatic,
+               Context& context, AttentionForm mode = AttentionForm::automatic,
                DecoderObserver* observer = nullptr) const {
     const PredictionStep step = {view_of(hidden), next_tokens,   first_position,
                                  &cache,          logits.rows(), mode};
@@ -101,7 +101,7 @@ class MultiTokenPrediction {
   /// head, which the next module of a chain takes.
   void states(const Eigen::Ref<const RowMajorMatrix>& hidden, std::span<const TokenId> next_tokens,
               Index first_position, LatentCache& cache, Eigen::Ref<RowMajorMatrix> states,
-              Context& context, Mode mode = Mode::automatic,
+              Context& context, AttentionForm mode = AttentionForm::automatic,
               DecoderObserver* observer = nullptr) const {
     const PredictionStep step = {view_of(hidden), next_tokens,   first_position,
                                  &cache,          states.rows(), mode};

@@ -18,12 +18,12 @@ namespace mla {
 
 /// Weights of a router under their published names.
 struct RouterWeights {
-  WeightView gate;                     ///< [n_routed_experts, hidden_size]
-  WeightView e_score_correction_bias;  ///< [1, n_routed_experts], with noaux_tc only
+  WeightView gate;                     ///< [choices, hidden_size]
+  WeightView e_score_correction_bias;  ///< [1, choices], with noaux_tc only
 
   /// Throws std::invalid_argument naming the tensor that is missing, not used, or of another shape.
   void validate(const MixtureOfExpertsConfig& config, Index hidden_size) const {
-    const Index experts = config.n_routed_experts;
+    const Index experts = config.choices();
     require_shape("gate", gate, experts, hidden_size);
     const WeightView& bias = e_score_correction_bias;
     if (config.topk_method == TopkMethod::noaux_tc)
@@ -34,15 +34,15 @@ struct RouterWeights {
   }
 };
 
-/// Which experts the tokens of a call go to.
+/// Which experts the tokens of a call go to; choices are those with weights and the zero experts.
 struct ExpertChoice {
-  MatrixView<float> scores;   ///< [tokens, n_routed_experts] without the bias
+  MatrixView<float> scores;   ///< [tokens, choices] without the bias
   MatrixView<Index> experts;  ///< [tokens, num_experts_per_tok] best first, by biased score
   MatrixView<float> weights;  ///< [tokens, num_experts_per_tok] of the experts' results
 
   /// Memory for `tokens` tokens.
   ExpertChoice(const MixtureOfExpertsConfig& config, Index tokens, Workspace& workspace)
-      : scores(workspace.take_matrix<float>(tokens, config.n_routed_experts)),
+      : scores(workspace.take_matrix<float>(tokens, config.choices())),
         experts(workspace.take_matrix<Index>(tokens, config.num_experts_per_tok)),
         weights(workspace.take_matrix<float>(tokens, config.num_experts_per_tok)) {}
 };
@@ -71,7 +71,7 @@ class Router {
   void forward(MatrixView<const float> x, const ExpertChoice& choice, Context& context) const {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
-    const auto ranked = workspace.take_matrix<float>(x.rows, config_.n_routed_experts);
+    const auto ranked = workspace.take_matrix<float>(x.rows, config_.choices());
     const auto groups = workspace.take_matrix<float>(x.rows, config_.n_group);
     require_matrix("experts of the choice", choice.experts, x.rows, config_.num_experts_per_tok);
     require_matrix("weights of the choice", choice.weights, x.rows, config_.num_experts_per_tok);
@@ -88,7 +88,7 @@ class Router {
  private:
   static constexpr float kNever = -std::numeric_limits<float>::infinity();
 
-  // logits -> scores [n_routed_experts]. Returns whether they can be compared: none is NaN.
+  // logits -> scores [choices]. Returns whether they can be compared: none is NaN.
   bool to_scores(float* scores) const noexcept {
     switch (config_.scoring_func) {
       case ScoringFunction::sigmoid:
@@ -98,17 +98,16 @@ class Router {
         softmax(scores);
         break;
     }
-    return std::none_of(scores, scores + config_.n_routed_experts,
+    return std::none_of(scores, scores + config_.choices(),
                         [](float score) { return std::isnan(score); });
   }
 
   void sigmoid(float* scores) const noexcept {
-    for (Index e = 0; e < config_.n_routed_experts; ++e)
-      scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
+    for (Index e = 0; e < config_.choices(); ++e) scores[e] = 1.0f / (1.0f + std::exp(-scores[e]));
   }
 
   void softmax(float* scores) const noexcept {
-    const Index experts = config_.n_routed_experts;
+    const Index experts = config_.choices();
     const float peak = *std::max_element(scores, scores + experts);
     float sum = 0.0f;
     for (Index e = 0; e < experts; ++e) sum += scores[e] = std::exp(scores[e] - peak);
@@ -121,11 +120,11 @@ class Router {
     std::fill_n(weights, config_.num_experts_per_tok, std::numeric_limits<float>::quiet_NaN());
   }
 
-  // What experts are chosen by, ranked [n_routed_experts]: the score with the bias, or -inf in a
+  // What experts are chosen by, ranked [choices]: the score with the bias, or -inf in a
   // group that is out. (A mask of 0 would let such an expert win over negative ones.)
   //   groups [n_group] is scratch memory
   void rank(const float* scores, float* ranked, float* groups) const noexcept {
-    std::copy_n(scores, config_.n_routed_experts, ranked);
+    std::copy_n(scores, config_.choices(), ranked);
     for (std::size_t e = 0; e < bias_.size(); ++e) ranked[e] += bias_[e];
     if (!config_.grouped() || config_.topk_group == config_.n_group) return;
     const Index size = config_.group_size();
@@ -152,7 +151,7 @@ class Router {
   // The num_experts_per_tok best of `ranked`, which is used up.
   void take_best(float* ranked, Index* experts) const noexcept {
     for (Index k = 0; k < config_.num_experts_per_tok; ++k) {
-      experts[k] = std::max_element(ranked, ranked + config_.n_routed_experts) - ranked;
+      experts[k] = std::max_element(ranked, ranked + config_.choices()) - ranked;
       ranked[experts[k]] = kNever;
     }
   }
@@ -172,7 +171,7 @@ class Router {
 
   MixtureOfExpertsConfig config_;
   Linear gate_;
-  std::vector<float> bias_;  // [n_routed_experts], or empty
+  std::vector<float> bias_;  // [choices], or empty
 };
 
 }  // namespace mla

@@ -6,7 +6,9 @@
 #include <array>
 #include <chrono>
 #include <cstddef>
+#include <optional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "mla/core/error.hpp"
@@ -39,14 +41,17 @@ class TextGeneration {
         options_(task.options),
         text_(task.prompt.begin(), task.prompt.end()) {
     check(index);
-    if (options_.decode_mode == Mode::automatic) options_.decode_mode = Mode::absorbed;
+    if (options_.decode_mode == AttentionForm::automatic)
+      options_.decode_mode = AttentionForm::absorbed;
     past_ = state_->size();
     predicted_past_ = state_->prediction() ? state_->prediction()->size() : 0;
     result_.prompt_tokens = std::ssize(text_);
-    const Index room = model.max_position_embeddings() - past_ - prompt();
+    const Index most = window() ? PagedRows::kMaxRows : longest();
+    const Index room = most - past_ - prompt();
     const Index all = past_ + prompt() + std::min(room, options_.max_tokens);
-    state_->reserve(all);
-    text_.reserve(static_cast<std::size_t>(all - past_) + 1);
+    if (window()) before_ = state_->fork(past_);  // what slid out cannot be taken back otherwise
+    state_->reserve(window() ? std::min(all, window().most() + options_.chunk_tokens) : all);
+    text_.reserve(static_cast<std::size_t>(std::min(all - past_, kReservedText)) + 1);
     drafting_ = options_.speculative;
     if (!drafting_) return;
     hidden_.resize(std::max<Index>(2, std::min(options_.chunk_tokens, prompt())),
@@ -66,12 +71,12 @@ class TextGeneration {
     if (in_prompt()) {
       const Index count = chunk();
       const Index wanted = drafting_ ? count : last_chunk() ? 1 : 0;
-      return {state_, tokens(prompted_, count), wanted, options_.prefill_mode};
+      return {state_, tokens(prompted_, count), wanted, options_.prefill_mode, window()};
     }
-    first_ = state_->size();
-    if (!drafted_) return {state_, last_tokens(1), 1, options_.decode_mode};
+    first_ = state_->size() + slid_;
+    if (!drafted_) return {state_, last_tokens(1), 1, options_.decode_mode, window()};
     pair_ = {text_.back(), draft_};
-    return {state_, pair_, 2, options_.decode_mode};
+    return {state_, pair_, 2, options_.decode_mode, window()};
   }
 
   /// How many of the last wanted states need logits.
@@ -82,6 +87,8 @@ class TextGeneration {
 
   /// The wanted states [n, hidden_size] of step(), and logits [logits_wanted(), vocab_size].
   void take(MatrixView<const float> hidden, MatrixView<const float> logits) {
+    const Index cached = in_prompt() ? past_ + prompted_ + chunk() : first_ + (drafted_ ? 2 : 1);
+    slid_ = cached - state_->size();
     for (Index t = 0; drafting_ && t < hidden.rows; ++t)
       std::copy_n(hidden.row(t), hidden.cols, hidden_.row(t).data());
     if (in_prompt())
@@ -104,7 +111,7 @@ class TextGeneration {
     }
     const PredictionStep step = {.hidden = {hidden_.data(), pending_, hidden_.cols()},
                                  .next_tokens = tokens(first_ - past_ + 1, pending_),
-                                 .first_position = first_,
+                                 .first_position = first_ - slid_,
                                  .cache = state_->prediction(),
                                  .wanted = draft ? 1 : 0,
                                  .mode = draft ? options_.decode_mode : options_.prefill_mode};
@@ -130,12 +137,17 @@ class TextGeneration {
   /// Leaves in the state all of the text but the last generated token.
   void finish() {
     const Index kept = std::max(prompt(), std::ssize(text_) - 1);
-    state_->truncate(std::min(state_->size(), past_ + kept));
+    state_->truncate(std::min(state_->size(), past_ + kept - slid_));
+    state_->slide(window(), state_->size() - 1);
     result_.decode_seconds = seconds(Clock::now() - prefilled_);
   }
 
   /// Leaves the state as it was.
-  void roll_back() {
+  void roll_back() noexcept {
+    if (before_) {
+      *state_ = std::move(*before_);
+      return;
+    }
     state_->truncate_layers(std::min(past_, state_->size()));
     if (LatentCache* prediction = state_->prediction())
       prediction->truncate(std::min(predicted_past_, prediction->size()));
@@ -143,6 +155,7 @@ class TextGeneration {
 
  private:
   using Clock = std::chrono::steady_clock;
+  static constexpr Index kReservedText = Index{1} << 20;  // tokens that there is room for at once
   static double seconds(Clock::duration time) {
     return std::chrono::duration<double>(time).count();
   }
@@ -154,29 +167,33 @@ class TextGeneration {
     require(options_.max_tokens >= 0, "max_tokens must not be negative, got ", options_.max_tokens);
     require(options_.chunk_tokens > 0, "chunk_tokens must be positive, got ",
             options_.chunk_tokens);
-    require(state_->fits(model_.config()), "the state was made for another model (text ", index,
-            ")");
+    require_state(model_.config(), *state_, " of text ", index);
     const Index past = state_->size();
-    require(std::ssize(text_) <= model_.max_position_embeddings() - past, "a prompt of ",
-            text_.size(), " tokens after ", past, " is longer than max_position_embeddings ",
-            model_.max_position_embeddings());
+    require_window(options_.window, longest());
+    require(options_.window || std::ssize(text_) <= longest() - past, "a prompt of ", text_.size(),
+            " tokens after ", past, " is longer than max_position_embeddings ", longest());
     require(!options_.speculative || (model_.prediction() && state_->prediction()),
             "speculative decoding needs a module for multi-token prediction, which this ",
             model_.prediction() ? "state" : "model", " does not have");
   }
 
+  const SlidingWindow& window() const noexcept { return options_.window; }
+  // Tokens that the text may have in all.
+  Index longest() const noexcept {
+    return std::min(model_.max_position_embeddings(), state_->context_tokens());
+  }
   Index prompt() const noexcept { return result_.prompt_tokens; }
   bool in_prompt() const noexcept { return prompted_ < prompt(); }
   Index chunk() const noexcept { return std::min(options_.chunk_tokens, prompt() - prompted_); }
   bool last_chunk() const noexcept { return prompted_ + chunk() == prompt(); }
   // Whether there is a place for a token after the prompt.
   bool can_write() const noexcept {
-    return options_.max_tokens > 0 && past_ + prompt() < model_.max_position_embeddings();
+    return options_.max_tokens > 0 && (window() || past_ + prompt() < longest());
   }
   // Whether two more tokens are wanted and have a place.
   bool can_draft() const noexcept {
     return result_.generated_tokens + 2 <= options_.max_tokens &&
-           state_->size() + 2 <= model_.max_position_embeddings();
+           (window() || state_->size() + 2 <= longest());
   }
 
   // A chunk of the prompt is done; its last state of all waits for the token that follows it.
@@ -210,7 +227,7 @@ class TextGeneration {
     const TokenId token = verify(logits);
     const bool accepted = token == draft_;
     result_.accepted_tokens += accepted;
-    if (!accepted) state_->truncate_layers(first_ + 1);
+    if (!accepted) state_->truncate_layers(first_ + 1 - slid_);
     if (!emit(token) || !accepted) return;
     pending_ = 2;
     emit(next(logits, 1));
@@ -234,7 +251,7 @@ class TextGeneration {
       stop(StopReason::cancelled);
     else if (result_.generated_tokens == options_.max_tokens)
       stop(StopReason::max_tokens);
-    else if (past_ + std::ssize(text_) == model_.max_position_embeddings())
+    else if (!window() && past_ + std::ssize(text_) == longest())
       stop(StopReason::context_full);
     return !done_;
   }
@@ -271,7 +288,10 @@ class TextGeneration {
   Index past_ = 0;             // tokens in the state before the call
   Index predicted_past_ = 0;   // and in its cache of multi-token prediction
   Index prompted_ = 0;         // tokens of the prompt that are done
+  Index slid_ = 0;             // tokens that a window has left behind
   bool done_ = false;
+
+  std::optional<DecoderState> before_;  // the state before the call, where there is a window
 
   bool drafting_ = false;  // speculative, as long as there is room for two tokens
   bool drafted_ = false;   // `draft_` waits to be verified

@@ -14,7 +14,9 @@ namespace mla {
 class Embedding {
  public:
   Embedding() = default;
-  explicit Embedding(const WeightView& weight) : weight_(weight) {}
+  /// Rows are multiplied by `scale`.
+  explicit Embedding(const WeightView& weight, double scale = 1.0)
+      : weight_(weight), scale_(static_cast<float>(scale)) {}
 
   Index vocab_size() const noexcept { return weight_.rows; }
   Index hidden_size() const noexcept { return weight_.cols; }
@@ -34,10 +36,14 @@ class Embedding {
     const simd::LinearKernels& kernels = context.kernels().of(weight_.format);
     for (Index t = 0; t < out.rows; ++t)
       kernels.widen(weight_.row_range(tokens[static_cast<std::size_t>(t)], 1), out.row_range(t, 1));
+    if (scale_ == 1.0f) return;
+    for (Index t = 0; t < out.rows; ++t)
+      for (Index i = 0; i < out.cols; ++i) out(t, i) *= scale_;
   }
 
  private:
   WeightView weight_;
+  float scale_ = 1.0f;
 };
 
 }  // namespace mla

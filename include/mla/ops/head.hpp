@@ -13,8 +13,9 @@ namespace mla {
 class Head {
  public:
   Head() = default;
-  /// weight [vocab_size, hidden_size] must outlive the object.
-  Head(const RmsNorm& norm, const WeightView& weight) : norm_(norm), linear_(weight) {}
+  /// weight [vocab_size, hidden_size] must outlive the object. Logits are multiplied by `scale`.
+  Head(const RmsNorm& norm, const WeightView& weight, double scale = 1.0)
+      : norm_(norm), linear_(weight), scale_(static_cast<float>(scale)) {}
 
   Index vocab_size() const noexcept { return linear_.out_features(); }
   Index hidden_size() const noexcept { return linear_.in_features(); }
@@ -30,11 +31,15 @@ class Head {
     require_matrix("hidden", hidden, logits.rows, hidden_size());
     require_matrix("logits", logits, logits.rows, vocab_size());
     linear_.forward(hidden, logits, context);
+    if (scale_ == 1.0f) return;
+    for (Index t = 0; t < logits.rows; ++t)
+      for (Index i = 0; i < logits.cols; ++i) logits(t, i) *= scale_;
   }
 
  private:
   RmsNorm norm_;  // empty: none
   Linear linear_;
+  float scale_ = 1.0f;
 };
 
 }  // namespace mla

@@ -9,20 +9,22 @@
 #include "mla/core/weight_view.hpp"
 #include "mla/ops/context.hpp"
 #include "mla/ops/linear.hpp"
+#include "mla/ops/row_blocks.hpp"
 
 namespace mla {
 
-/// Weights of a SwiGLU MLP under their published names.
+/// Weights of an MLP under their published names.
 struct MlpWeights {
-  WeightView gate_proj;  ///< [intermediate_size, hidden_size]
+  WeightView gate_proj;  ///< [intermediate_size, hidden_size]; empty: none, the MLP is relu2
   WeightView up_proj;    ///< [intermediate_size, hidden_size]
   WeightView down_proj;  ///< [hidden_size, intermediate_size]
 
-  explicit operator bool() const noexcept { return bool(gate_proj); }
+  explicit operator bool() const noexcept { return bool(up_proj); }
 
-  /// Throws std::invalid_argument naming the tensor that is missing or of another shape.
-  void validate(Index hidden_size, Index intermediate_size) const {
-    require_shape("gate_proj", gate_proj, intermediate_size, hidden_size);
+  /// Throws std::invalid_argument naming the tensor that is missing, not used, or of another shape.
+  void validate(Index hidden_size, Index intermediate_size, bool gated = true) const {
+    if (gated) require_shape("gate_proj", gate_proj, intermediate_size, hidden_size);
+    require(gated || !gate_proj, "tensor gate_proj is set, but this MLP has no gate");
     require_shape("up_proj", up_proj, intermediate_size, hidden_size);
     require_shape("down_proj", down_proj, hidden_size, intermediate_size);
   }
@@ -36,21 +38,27 @@ inline void silu_times(float* gate, const float* up, Index n) noexcept {
   for (Index i = 0; i < n; ++i) gate[i] = silu(gate[i]) * up[i];
 }
 
-/// SwiGLU (Shazeer 2020): down_proj(silu(gate_proj(x)) * up_proj(x)). The result of a token does
-/// not depend on the others in the call.
+/// up[i] = relu(up[i])^2; NaN stays.
+inline void relu_squared(float* up, Index n) noexcept {
+  for (Index i = 0; i < n; ++i) up[i] = up[i] < 0.0f ? 0.0f : up[i] * up[i];
+}
+
+/// SwiGLU (Shazeer 2020): down_proj(silu(gate_proj(x)) * up_proj(x)); without a gate
+/// down_proj(relu(up_proj(x))^2). The result of a token does not depend on the others in the call.
 class Mlp {
  public:
   Mlp() = default;
 
   /// `weights` are views that must outlive the MLP. Throws std::invalid_argument naming the tensor
   /// that does not fit.
-  Mlp(const MlpWeights& weights, Index hidden_size, Index intermediate_size)
-      : gate_proj_(validated(weights, hidden_size, intermediate_size).gate_proj),
+  Mlp(const MlpWeights& weights, Index hidden_size, Index intermediate_size, bool gated = true)
+      : gate_proj_(validated(weights, hidden_size, intermediate_size, gated).gate_proj),
         up_proj_(weights.up_proj),
         down_proj_(weights.down_proj) {}
 
-  explicit operator bool() const noexcept { return bool(gate_proj_); }
-  Index intermediate_size() const noexcept { return gate_proj_.out_features(); }
+  explicit operator bool() const noexcept { return bool(up_proj_); }
+  bool gated() const noexcept { return bool(gate_proj_); }
+  Index intermediate_size() const noexcept { return up_proj_.out_features(); }
 
   const Linear& gate_proj() const noexcept { return gate_proj_; }
   const Linear& up_proj() const noexcept { return up_proj_; }
@@ -60,10 +68,16 @@ class Mlp {
   void forward(MatrixView<const float> x, MatrixView<float> out, Context& context) const {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
-    const auto gate = workspace.take_matrix<float>(x.rows, intermediate_size());
     const auto up = workspace.take_matrix<float>(x.rows, intermediate_size());
-    gate_proj_.forward(x, gate, context);
     up_proj_.forward(x, up, context);
+    if (!gated()) {
+      for_row_blocks(context.executor(), up.rows, up.cols, [&](Index first, Index count) {
+        for (Index t = first; t < first + count; ++t) relu_squared(up.row(t), up.cols);
+      });
+      return down_proj_.forward(up, out, context);
+    }
+    const auto gate = workspace.take_matrix<float>(x.rows, intermediate_size());
+    gate_proj_.forward(x, gate, context);
     activate(gate, up, context.executor());
     down_proj_.forward(gate, out, context);
   }

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "mla/core/config.hpp"
+#include "mla/core/attention_config.hpp"
 #include "mla/core/error.hpp"
 #include "mla/core/tensor.hpp"
 
@@ -21,8 +21,13 @@ inline double yarn_mscale(double factor, double mscale) noexcept {
   return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
 }
 
-/// Factor on cos and sin: mscale(factor, mscale) / mscale(factor, mscale_all_dim); 1 if not YaRN.
+/// Factor on cos and sin. YaRN: mscale(factor, mscale) / mscale(factor, mscale_all_dim). LongRoPE:
+/// sqrt(1 + ln(factor) / ln(original length)), for short texts too. Others: 1.
 inline double rope_cos_sin_scale(const RopeScaling& scaling) noexcept {
+  if (scaling.type == RopeScalingType::longrope && scaling.factor > 1.0)
+    return std::sqrt(1.0 +
+                     std::log(scaling.factor) /
+                         std::log(static_cast<double>(scaling.original_max_position_embeddings)));
   if (scaling.type != RopeScalingType::yarn) return 1.0;
   return yarn_mscale(scaling.factor, scaling.mscale) /
          yarn_mscale(scaling.factor, scaling.mscale_all_dim);
@@ -93,6 +98,12 @@ inline std::vector<double> rope_inv_freq(Index dim, double theta, const RopeScal
   if (scaling.type == RopeScalingType::linear)
     for (double& f : inv_freq) f /= scaling.factor;
   if (scaling.type == RopeScalingType::yarn) detail::apply_yarn(inv_freq, dim, theta, scaling);
+  if (scaling.type == RopeScalingType::longrope) {
+    scaling.validate_for(dim);
+    const LongropeFactors& factors = *scaling.longrope;
+    for (std::size_t i = 0; i < inv_freq.size(); ++i)
+      inv_freq[i] /= (scaling.long_context ? factors.long_factor : factors.short_factor)[i];
+  }
   return inv_freq;
 }
 
@@ -100,6 +111,9 @@ inline std::vector<double> rope_inv_freq(Index dim, double theta, const RopeScal
 struct RotaryTables {
   MatrixView<float> cos;
   MatrixView<float> sin;
+  /// [tokens] factor on queries, rotated or not (AttentionConfig::query_temperature); nullptr:
+  /// none.
+  const float* query_scale = nullptr;
 };
 
 /// Throws std::invalid_argument unless the tables are of `tokens` tokens and `dim` rotary elements.
@@ -118,7 +132,13 @@ class RotaryEmbedding {
                   Index max_position_embeddings = 0, Index sequence_length = 0)
       : inv_freq_(rope_inv_freq(dim, theta, validated(scaling), max_position_embeddings,
                                 sequence_length)),
-        cos_sin_scale_(rope_cos_sin_scale(scaling)) {}
+        cos_sin_scale_(rope_cos_sin_scale(scaling)),
+        long_context_(scaling.long_context) {
+    if (scaling.type != RopeScalingType::longrope) return;
+    RopeScaling other = scaling;
+    other.long_context = !scaling.long_context;
+    other_inv_freq_ = rope_inv_freq(dim, theta, other);
+  }
 
   explicit RotaryEmbedding(const AttentionConfig& config)
       : RotaryEmbedding(config.qk_rope_head_dim, config.rope_theta, config.rope_scaling) {}
@@ -131,10 +151,16 @@ class RotaryEmbedding {
   /// position * 1e-16 is far below it. Throws std::invalid_argument for other shapes.
   void tables(std::span<const Index> positions, MatrixView<float> cos,
               MatrixView<float> sin) const {
+    tables(positions, long_context_, cos, sin);
+  }
+  /// The same of a text whose cache was made for a long context or a short one: that of longrope.
+  void tables(std::span<const Index> positions, bool long_context, MatrixView<float> cos,
+              MatrixView<float> sin) const {
     require_tables({cos, sin}, std::ssize(positions), 2 * std::ssize(inv_freq_));
+    const std::vector<double>& inv_freq = inv_freq_of(long_context);
     for (std::size_t t = 0; t < positions.size(); ++t) {
-      for (std::size_t i = 0; i < inv_freq_.size(); ++i) {
-        const double angle = static_cast<double>(positions[t]) * inv_freq_[i];
+      for (std::size_t i = 0; i < inv_freq.size(); ++i) {
+        const double angle = static_cast<double>(positions[t]) * inv_freq[i];
         const auto row = static_cast<Index>(t), pair = static_cast<Index>(i);
         cos(row, pair) = static_cast<float>(std::cos(angle) * cos_sin_scale_);
         sin(row, pair) = static_cast<float>(std::sin(angle) * cos_sin_scale_);
@@ -142,9 +168,28 @@ class RotaryEmbedding {
     }
   }
 
+  /// cos and sin [dim / 2] that turn what is rotated already by `positions` more, or back: without
+  /// cos_sin_scale(), which it has. `long_context`: as for tables().
+  void turn(Index positions, bool long_context, std::span<float> cos,
+            std::span<float> sin) const noexcept {
+    const std::vector<double>& inv_freq = inv_freq_of(long_context);
+    for (std::size_t i = 0; i < inv_freq.size(); ++i) {
+      const double angle = static_cast<double>(positions) * inv_freq[i];
+      cos[i] = static_cast<float>(std::cos(angle));
+      sin[i] = static_cast<float>(std::sin(angle));
+    }
+  }
+
  private:
+  const std::vector<double>& inv_freq_of(bool long_context) const noexcept {
+    const bool other = long_context != long_context_ && !other_inv_freq_.empty();
+    return other ? other_inv_freq_ : inv_freq_;
+  }
+
   std::vector<double> inv_freq_;
+  std::vector<double> other_inv_freq_;  // longrope: by the other list of factors
   double cos_sin_scale_ = 1.0;
+  bool long_context_ = false;
 };
 
 }  // namespace mla

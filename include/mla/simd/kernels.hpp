@@ -46,13 +46,14 @@ struct KeyValueRows {
   Index key_offset = 0, key_width = 0;
   Index tail_offset = 0, tail_width = 0;
   Index value_offset = 0, value_width = 0;
-  /// Rows that are the keys, in this order: [count] numbers, counted from the first page's first
-  /// row. nullptr: rows 0 to count - 1.
+  /// Rows that are the keys, in this order: [count] numbers, counted from `first_row`. nullptr:
+  /// rows 0 to count - 1.
   const Index* selected = nullptr;
+  Index first_row = 0;  ///< rows of the first page that come before those that are counted here
 
   /// The bytes of key k. Every kernel reads rows through this.
   const std::byte* row_of(Index k) const noexcept {
-    const Index row = selected ? selected[k] : k;
+    const Index row = first_row + (selected ? selected[k] : k);
     return pages[row / page_rows] + page_offset + row % page_rows * layout.bytes;
   }
 };
@@ -91,11 +92,12 @@ struct LinearKernels {
 };
 
 /// Attention over cached rows of one format: by definition attention over the decoded rows
-/// (CacheFormatInfo::widen).
+/// (CacheFormatInfo::widen), in bfloat16 arithmetic over these rounded to bfloat16.
 struct CacheKernels {
   /// What attend_many() rounds. attend() computes in float32 always.
   Arithmetic arithmetic;
-  /// row [layout.width()] of float32 -> its bytes, and back. The same bytes from every table.
+  /// row [layout.width()] of float32 -> its bytes, the same from every table; and back to what
+  /// attend_many() computes with: rounded to bfloat16 where it rounds.
   void (*encode)(const RowLayout& layout, const float* row, std::byte* bytes) noexcept;
   void (*widen)(const RowLayout& layout, const std::byte* bytes, float* row) noexcept;
   /// Softmax attention of a few query rows over key rows, continuing `state`. `scratch`:
@@ -114,6 +116,9 @@ struct CacheKernels {
   /// Keys that attend_many() takes at a time: calls that continue each other split the keys at
   /// multiples of it, or the result depends on where they do.
   Index attend_many_keys;
+  /// Keys of a sequence that are best attended in one call, where several calls can share a
+  /// sequence; a multiple of attend_many_keys and of a page's rows.
+  Index part_keys = 1024;
 };
 
 /// All kernels of an instruction set: the best for each format that the machine has and the

@@ -28,6 +28,10 @@ class BytePairEncoder {
 
   /// Memory to encode in; one for each thread.
   class Memory {
+   public:
+    std::vector<TokenId> tokens;  ///< a word before anything is merged
+
+   private:
     friend class BytePairEncoder;
     struct Symbol {  // a token of the word; absorbed ones have the id kAbsorbed
       TokenId id;
@@ -41,25 +45,44 @@ class BytePairEncoder {
     std::vector<Candidate> queue;  // a heap
   };
 
-  /// `byte_tokens`: the token of each byte. `merges`: the earlier, the sooner merged; of merges of
-  /// the same two tokens the last counts, as in Hugging Face's tokenizers.
-  BytePairEncoder(const std::array<TokenId, 256>& byte_tokens, std::span<const Merge> merges)
+  /// Which of several merges comes first.
+  enum class Order {
+    listed,     ///< the earlier in the list; of the same two tokens the last counts, as in Hugging
+                ///< Face's tokenizers
+    by_merged,  ///< that of the smaller merged token, as in tiktoken
+  };
+
+  /// `byte_tokens`: the token of each byte.
+  BytePairEncoder(const std::array<TokenId, 256>& byte_tokens, std::span<const Merge> merges,
+                  Order order = Order::listed)
       : byte_tokens_(byte_tokens) {
     ranked_.reserve(merges.size());
-    for (std::size_t i = 0; i < merges.size(); ++i)
+    for (std::size_t i = 0; i < merges.size(); ++i) {
+      const std::int32_t rank =
+          order == Order::listed ? static_cast<std::int32_t>(i) : merges[i].merged;
       ranked_.insert_or_assign(key(merges[i].left, merges[i].right),
-                               Ranked{static_cast<std::int32_t>(i), merges[i].merged});
+                               Ranked{rank, merges[i].merged});
+    }
   }
+  const std::array<TokenId, 256>& byte_tokens() const noexcept { return byte_tokens_; }
 
   /// Appends the tokens of `word`, of fewer than 2^31 bytes, to `ids`.
   void encode(std::string_view word, Memory& memory, std::vector<TokenId>& ids) const {
+    memory.tokens.clear();
+    for (const char byte : word)
+      memory.tokens.push_back(byte_tokens_[static_cast<std::uint8_t>(byte)]);
+    encode(memory, ids);
+  }
+
+  /// The same of a word that is memory.tokens to begin with, fewer than 2^31.
+  void encode(Memory& memory, std::vector<TokenId>& ids) const {
     memory.symbols.clear();
     memory.queue.clear();
-    const auto bytes = static_cast<std::int32_t>(word.size());
-    for (std::int32_t i = 0; i < bytes; ++i)
-      memory.symbols.push_back({byte_tokens_[static_cast<std::uint8_t>(word[std::size_t(i)])],
-                                i - 1, i + 1 < bytes ? i + 1 : kNone});
-    for (std::int32_t i = 0; i + 1 < bytes; ++i) propose(i, memory);
+    const auto count = static_cast<std::int32_t>(memory.tokens.size());
+    for (std::int32_t i = 0; i < count; ++i)
+      memory.symbols.push_back(
+          {memory.tokens[std::size_t(i)], i - 1, i + 1 < count ? i + 1 : kNone});
+    for (std::int32_t i = 0; i + 1 < count; ++i) propose(i, memory);
 
     while (!memory.queue.empty()) {
       std::ranges::pop_heap(memory.queue, later);

@@ -3,10 +3,12 @@
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "mla/core/error.hpp"
@@ -16,6 +18,7 @@
 #include "mla/io/json.hpp"
 #include "mla/text/byte_level.hpp"
 #include "mla/text/byte_pair_encoder.hpp"
+#include "mla/text/utf8.hpp"
 
 namespace mla {
 
@@ -37,21 +40,45 @@ inline TokenId read_token_id(const nlohmann::json& value, const std::string& whe
 
 }  // namespace detail
 
+/// How the text of a token in a file stands for what it decodes to.
+enum class Spelling {
+  byte_level,  ///< a character for every byte: "Ġthe" is " the"
+  pieces,      ///< as it is, "▁" for a space, and "<0x0A>" for a byte: "▁the"
+};
+
 /// The ids of tokens by their text in the file: "Ġthe".
 using TokenIds = std::unordered_map<std::string, TokenId, detail::TextHash, std::equal_to<>>;
 
-/// `model` of a tokenizer.json: byte pair encoding over a byte-level vocabulary, which must have a
-/// token for every byte, so that no word is ever unknown.
+/// `model` of a tokenizer.json: byte pair encoding over a byte-level vocabulary, or over pieces of
+/// text with byte_fallback. Either must have a token for every byte, so that no word is ever
+/// unknown.
 class BytePairModel {
  public:
   /// Throws std::runtime_error beginning with `where`, naming the field that is refused.
   BytePairModel(const nlohmann::json& model, const std::string& where)
-      : ids_(read_vocab(Reader(model, where + "."), where)),
+      : spelling_(Reader(model, where + ".").boolean("byte_fallback", false)
+                      ? Spelling::pieces
+                      : Spelling::byte_level),
+        ids_(read_vocab(Reader(model, where + "."), where)),
         encoder_(byte_tokens(where), read_merges(Reader(model, where + "."), where)) {
     if (!Reader(model, where + ".").boolean("ignore_merges", false)) return;
+    if (spelling_ == Spelling::pieces)
+      throw_runtime(where, ".ignore_merges true is not supported with byte_fallback");
     for (const auto& [text, id] : ids_)
       if (auto bytes = byte_level_bytes(text)) whole_words_.emplace(std::move(*bytes), id);
   }
+
+  /// Of tiktoken's file: `ranked` are the bytes of tokens 0, 1, 2, ...; a token comes of any two
+  /// that it is made of, the smallest first, and a word that is a token is never merged. Throws
+  /// std::runtime_error beginning with `where` where a byte has no token.
+  BytePairModel(const std::vector<std::string>& ranked, const std::string& where)
+      : ids_(ids_of(ranked)),
+        encoder_(byte_tokens(where), merges_of(ranked), BytePairEncoder::Order::by_merged) {
+    for (std::size_t id = 0; id < ranked.size(); ++id)
+      whole_words_.emplace(ranked[id], static_cast<TokenId>(id));
+  }
+
+  Spelling spelling() const noexcept { return spelling_; }
 
   /// `model.vocab`.
   const TokenIds& ids() const noexcept { return ids_; }
@@ -59,6 +86,7 @@ class BytePairModel {
   /// Appends the tokens of `word`, of fewer than 2^31 bytes, to `ids`.
   void encode(std::string_view word, BytePairEncoder::Memory& memory,
               std::vector<TokenId>& ids) const {
+    if (spelling_ == Spelling::pieces) return encode_pieces(word, memory, ids);
     const auto whole = whole_words_.find(word);
     if (whole != whole_words_.end())
       ids.push_back(whole->second);
@@ -69,8 +97,48 @@ class BytePairModel {
  private:
   using Reader = ConfigReader;
 
-  // Everything besides merging: dropout, prefixes and suffixes, bytes as "<0x0A>". unk_token and
-  // fuse_unk are about words that do not occur here.
+  // Characters that are tokens, and the bytes of others.
+  void encode_pieces(std::string_view word, BytePairEncoder::Memory& memory,
+                     std::vector<TokenId>& ids) const {
+    memory.tokens.clear();
+    while (!word.empty()) {
+      const std::string_view character = word.substr(0, first_utf8_unit(word).bytes);
+      const auto found = ids_.find(character);
+      if (found != ids_.end())
+        memory.tokens.push_back(found->second);
+      else
+        for (const char byte : character)
+          memory.tokens.push_back(encoder_.byte_tokens()[static_cast<std::uint8_t>(byte)]);
+      word.remove_prefix(character.size());
+    }
+    encoder_.encode(memory, ids);
+  }
+
+  static TokenIds ids_of(const std::vector<std::string>& ranked) {
+    TokenIds ids;
+    for (std::size_t id = 0; id < ranked.size(); ++id)
+      ids.emplace(byte_level_text(ranked[id]), static_cast<TokenId>(id));
+    return ids;
+  }
+
+  static std::vector<BytePairEncoder::Merge> merges_of(const std::vector<std::string>& ranked) {
+    std::unordered_map<std::string_view, TokenId> ids;
+    for (std::size_t id = 0; id < ranked.size(); ++id)
+      ids.emplace(ranked[id], static_cast<TokenId>(id));
+    std::vector<BytePairEncoder::Merge> merges;
+    for (std::size_t id = 0; id < ranked.size(); ++id) {
+      const std::string_view token = ranked[id];
+      for (std::size_t at = 1; at < token.size(); ++at) {
+        const auto left = ids.find(token.substr(0, at)), right = ids.find(token.substr(at));
+        if (left != ids.end() && right != ids.end())
+          merges.push_back({left->second, right->second, static_cast<TokenId>(id)});
+      }
+    }
+    return merges;
+  }
+
+  // Everything besides merging: dropout, prefixes and suffixes. unk_token and fuse_unk are about
+  // words that do not occur here.
   static void check_fields(const Reader& model) {
     static constexpr std::string_view kKeys[] = {"type",
                                                  "vocab",
@@ -78,6 +146,7 @@ class BytePairModel {
                                                  "ignore_merges",
                                                  "unk_token",
                                                  "fuse_unk",
+                                                 "byte_fallback",
                                                  "continuing_subword_prefix",
                                                  "end_of_word_suffix"};
     if (model.string("type") != "BPE")
@@ -101,10 +170,17 @@ class BytePairModel {
     return ids;
   }
 
+  std::string byte_text(std::uint8_t byte) const {
+    if (spelling_ == Spelling::byte_level)
+      return byte_level_text(std::string(1, static_cast<char>(byte)));
+    constexpr std::string_view kDigits = "0123456789ABCDEF";
+    return std::string("<0x") + kDigits[byte / 16] + kDigits[byte % 16] + ">";
+  }
+
   std::array<TokenId, 256> byte_tokens(const std::string& where) const {
     std::array<TokenId, 256> result{};
     for (std::size_t byte = 0; byte < 256; ++byte) {
-      const std::string text = byte_level_text(std::string(1, static_cast<char>(byte)));
+      const std::string text = byte_text(static_cast<std::uint8_t>(byte));
       const auto found = ids_.find(text);
       if (found == ids_.end())
         throw_runtime(where, ".vocab has no token ", text, ", which stands for byte ", byte);
@@ -146,6 +222,7 @@ class BytePairModel {
     return {id(left), id(right), id(left + right)};
   }
 
+  Spelling spelling_ = Spelling::byte_level;
   TokenIds ids_;
   BytePairEncoder encoder_;
   TokenIds whole_words_;  // by their bytes; empty unless words in the vocabulary are never merged

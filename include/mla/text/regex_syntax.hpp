@@ -18,7 +18,8 @@
 //   ^, $       of lines in both, given PCRE2_MULTILINE and newline = LF
 //   {n,m}      {n,m}+ is possessive in PCRE2 only, {n}? lazy in PCRE2 only, {,m}: refused
 //   \w, \b, \h, \v, \xHH, back references, [a[b]], [[:alpha:]], [a&&b], (?m), (?<name>: refused
-//   \p{...}    general categories; scripts and other properties are refused
+//   \p{...}    general categories, and the scripts below: \p{sc:Han}, since \p{Han} has other
+//              characters too in PCRE2 from 10.40 on (Script_Extensions); other properties: refused
 
 namespace mla {
 
@@ -58,6 +59,8 @@ class RegexTranslation {
       "C",  "Cc", "Cf", "Cn", "Co", "Cs", "L",  "Ll", "Lm", "Lo", "Lt", "Lu", "M",
       "Mc", "Me", "Mn", "N",  "Nd", "Nl", "No", "P",  "Pc", "Pd", "Pe", "Pf", "Pi",
       "Po", "Ps", "S",  "Sc", "Sk", "Sm", "So", "Z",  "Zl", "Zp", "Zs"};
+  static constexpr std::string_view kScripts[] = {"Bopomofo", "Han", "Hangul", "Hiragana",
+                                                  "Katakana"};
   static constexpr std::string_view kGroups[] = {"(?:", "(?i:", "(?=", "(?!",
                                                  "(?>", "(?<=", "(?<!"};
 
@@ -155,6 +158,11 @@ class RegexTranslation {
     const std::size_t close = pattern_.find('}', at_);
     const std::string_view name =
         peek(2) == '{' && close != pattern_.npos ? pattern_.substr(at_ + 3, close - at_ - 3) : "";
+    if (std::ranges::count(kScripts, name) > 0) {
+      const std::string script = "sc:" + std::string(name);
+      copy(3);
+      return replace(name.size() + 1, script + "}");
+    }
     if (std::ranges::count(kCategories, name) == 0)
       refuse(pattern_.substr(at_, name.empty() ? 3 : name.size() + 4));
     copy(name.size() + 4);

@@ -35,6 +35,7 @@ struct TokenizerFiles {
   std::string tokenizer_path;  // of the file itself
   std::string directory;       // with a slash at the end
   nlohmann::json tokenizer, tokenizer_config, generation_config;
+  std::vector<std::string> ranked_tokens;  // of tiktoken.model; then `tokenizer` has no model
 };
 
 class SpecialTokensReader {

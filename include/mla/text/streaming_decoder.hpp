@@ -4,8 +4,9 @@
 #include <string>
 
 #include "mla/core/token.hpp"
+#include "mla/text/token_stream.hpp"
 #include "mla/text/tokenizer.hpp"
-#include "mla/text/utf8.hpp"
+#include "mla/text/vocabulary.hpp"
 
 namespace mla {
 
@@ -15,12 +16,13 @@ class StreamingDecoder {
  public:
   /// `tokenizer` must outlive the decoder.
   explicit StreamingDecoder(const Tokenizer& tokenizer, bool skip_special = true)
-      : tokenizer_(&tokenizer), skip_special_(skip_special) {}
+      : tokenizer_(&tokenizer), skip_special_(skip_special), stream_(tokenizer.spelling()) {}
 
   /// The characters that `id` completes, often none. Throws std::invalid_argument when it is not in
   /// the vocabulary, and is then as before.
   std::string push(TokenId id) {
-    return stream_.push(tokenizer_->decoded_bytes(id, skip_special_));
+    const Vocabulary::Token& token = tokenizer_->token(id);
+    return skip_special_ && token.special ? std::string() : stream_.push(token);
   }
 
   /// The end: what is not a whole character becomes U+FFFD. The decoder is as new afterwards.
@@ -29,7 +31,7 @@ class StreamingDecoder {
  private:
   const Tokenizer* tokenizer_;
   bool skip_special_;
-  Utf8Stream stream_;
+  TokenStream stream_;
 };
 
 }  // namespace mla

@@ -45,6 +45,15 @@ constexpr Utf8Unit first_utf8_unit(std::string_view text) noexcept {
   return {character, length};
 }
 
+inline bool is_utf8(std::string_view text) noexcept {
+  while (!text.empty()) {
+    const Utf8Unit unit = first_utf8_unit(text);
+    if (unit.kind != Utf8Unit::Kind::character) return false;
+    text.remove_prefix(unit.bytes);
+  }
+  return true;
+}
+
 /// Throws std::invalid_argument with the offset of the first byte that is not UTF-8.
 inline void require_utf8(std::string_view text) {
   for (std::size_t at = 0; at < text.size();) {

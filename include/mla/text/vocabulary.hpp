@@ -1,10 +1,12 @@
 #ifndef MLA_TEXT_VOCABULARY_HPP_
 #define MLA_TEXT_VOCABULARY_HPP_
 
+#include <charconv>
 #include <cstddef>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -19,6 +21,9 @@
 
 namespace mla {
 
+/// What stands for a space in pieces: "▁", U+2581.
+inline constexpr std::string_view kSpaceMark = "\xe2\x96\x81";
+
 /// All tokens of a tokenizer.json: those of its model and `added_tokens`, which may be the model's
 /// too. Their ids together must be 0, 1, 2, ... without a gap.
 class Vocabulary {
@@ -27,6 +32,7 @@ class Vocabulary {
     std::string text;   ///< as in the file: "Ġthe"
     std::string bytes;  ///< what it decodes to: " the"
     bool special = false;
+    bool byte = false;  ///< stands for a byte, "<0x0A>": Spelling::pieces only
   };
 
   /// `added_tokens` by when they are looked for.
@@ -37,8 +43,9 @@ class Vocabulary {
 
   /// `added_tokens` is an array, or null for none. Throws std::runtime_error beginning with
   /// `origin`, naming the field and the token that is not as it must be.
-  Vocabulary(TokenIds model_ids, const nlohmann::json& added_tokens, const std::string& origin)
-      : ids_(std::move(model_ids)) {
+  Vocabulary(TokenIds model_ids, const nlohmann::json& added_tokens, const std::string& origin,
+             Spelling spelling = Spelling::byte_level)
+      : spelling_(spelling), ids_(std::move(model_ids)) {
     std::vector<TokenId> special;
     read_added_tokens(added_tokens, origin, special);
     tokens_.resize(ids_.size());
@@ -96,9 +103,30 @@ class Vocabulary {
     if (!token.text.empty())
       throw_runtime(origin, ": tokens ", token.text, " and ", text, " have the same id ", id);
     // One with characters that stand for no byte is meant as it is written.
-    token = {text, byte_level_bytes(text).value_or(text)};
+    if (spelling_ == Spelling::byte_level)
+      token = {.text = text, .bytes = byte_level_bytes(text).value_or(text)};
+    else if (const auto byte = byte_of(text))
+      token = {.text = text, .bytes = std::string(1, *byte), .byte = true};
+    else
+      token = {.text = text, .bytes = with_spaces(text)};
   }
 
+  // "<0x0A>"
+  static std::optional<char> byte_of(std::string_view text) {
+    if (text.size() != 6 || !text.starts_with("<0x") || text[5] != '>') return std::nullopt;
+    unsigned value = 0;
+    const auto [end, error] = std::from_chars(text.data() + 3, text.data() + 5, value, 16);
+    if (error != std::errc() || end != text.data() + 5) return std::nullopt;
+    return static_cast<char>(value);
+  }
+
+  static std::string with_spaces(std::string text) {
+    for (std::size_t at = 0; (at = text.find(kSpaceMark, at)) != text.npos; ++at)
+      text.replace(at, kSpaceMark.size(), " ");
+    return text;
+  }
+
+  Spelling spelling_;
   TokenIds ids_;
   std::vector<Token> tokens_;  // by id
   AddedTokens added_;

@@ -1,6 +1,13 @@
 // The table of an instruction set with products of bfloat16: the kernels of the set around it, but
-// for products with weights and caches of bfloat16.
-// Needs: linear() and kLinearFloats (linear/<set>.inl), attend_many_bf16 (attend/bf16.inl).
+// for products with weights and caches of bfloat16 and of fewer bits.
+// Needs: linear(), kLinearFloats and set_quantised_products() (linear/<set>.inl), attend_made_rows
+// and kPartKeys (attend/bf16.inl or attend/amx.inl), attend_many_codes (attend/bf16_codes.inl).
+
+inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows& keys,
+                             float softmax_scale, const SoftmaxState& state,
+                             float* scratch) noexcept {
+  attend_made_rows(queries, keys, softmax_scale, state, nullptr, scratch);
+}
 
 inline constexpr const Kernels& kFloat32Kernels = kKernels;
 
@@ -11,11 +18,22 @@ constexpr Kernels with_bf16_products(Kernels kernels) {
   weights.packed_floats = &packed_floats;
   weights.pack = &pack;
   weights.linear = &linear;
-  CacheKernels& caches = kernels.of(CacheFormat::bfloat16);
-  caches.arithmetic = Arithmetic::bfloat16;
-  caches.attend_many = &attend_many_bf16;
-  caches.attend_many_scratch = &attend_many_bf16_scratch;
-  caches.attend_many_keys = kSpanKeys;
+  set_quantised_products(kernels);
+  const auto set_cache = [&](CacheFormat format, auto* attend_many) {
+    CacheKernels& cache = kernels.of(format);
+    cache.arithmetic = Arithmetic::bfloat16;
+    cache.attend_many = attend_many;
+    cache.attend_many_scratch = &attend_many_bf16_scratch;
+    cache.attend_many_keys = kSpanKeys;
+    cache.part_keys = kPartKeys;
+  };
+  set_cache(CacheFormat::bfloat16, &attend_many_bf16);
+  set_cache(CacheFormat::int8, &attend_many_codes<mla::detail::Int8Codes>);
+  set_cache(CacheFormat::fp8, &attend_many_codes<PublishedFp8>);
+  set_cache(CacheFormat::int4, &attend_many_codes<mla::detail::Int4Codes>);
+  kernels.of(CacheFormat::int8).widen = &widen_rounded<mla::detail::Int8Codes>;
+  kernels.of(CacheFormat::fp8).widen = &widen_rounded<PublishedFp8>;
+  kernels.of(CacheFormat::int4).widen = &widen_rounded<mla::detail::Int4Codes>;
   if (kernels.linear_scratch < kLinearFloats) kernels.linear_scratch = kLinearFloats;
   return kernels;
 }

@@ -1,7 +1,7 @@
-// attend_many() over a cache of bfloat16 by products of bfloat16: as in kernels_attend_many.inl the
-// lanes of scores and softmax are rows, kBlockRows to a block. Queries, and weights after the
-// softmax, are rounded to bfloat16; scores, sums and results are float32. Needs bf16_tiles.inl, the
-// functions that make tiles, and multiply().
+// attend_many() over a cache of bfloat16, or of rows that are made such, by products of bfloat16:
+// as in kernels_attend_many.inl the lanes of scores and softmax are rows, kBlockRows to a block.
+// Queries, and weights after the softmax, are rounded to bfloat16; scores, sums and results are
+// float32. Needs bf16_tiles.inl, the functions that make tiles, and multiply().
 
 // Brings the keys of the next span into the caches, some rows at each product of the present one.
 struct KeysAhead {
@@ -10,8 +10,8 @@ struct KeysAhead {
 
   MLA_INLINE void step() {
     for (const Index stop = next + rows < end ? next + rows : end; next < stop; ++next) {
-      const bfloat16* const row = key_row(keys, next);
-      for (Index i = 0; i < keys.layout.width(); i += kTileDepth) __builtin_prefetch(row + i, 0, 2);
+      const std::byte* const row = keys.row_of(next);
+      for (Index i = 0; i < keys.layout.bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
     }
   }
 };
@@ -24,6 +24,7 @@ struct Bf16Attend {
   bfloat16* keys;     // [kSpanKeys][key_stride], rows of A tiles, 0 from the key width on
   bfloat16* values;   // [value_tiles], kValueTiles apart: [kSpanKeys / 32] B tiles
   bfloat16* weights;  // [kBlockRows / 16][kSpanKeys / 32] A tiles of a block's rows
+  bfloat16* made;     // [32][row width, whole cache lines] rows that are made bfloat16
   float* spare;       // results of a block
   float* blocks;      // for each block: maximum, sum, queries, results
 
@@ -35,14 +36,19 @@ struct Bf16Attend {
   static Index block_floats(Index key_width, Index value_width) {
     return 2 * kBlockRows + kBlockRows * depth_of(key_width) / 2 + results_of(value_width);
   }
-  static Index floats(Index rows, Index key_width, Index value_width) {
-    return kSpanKeys * key_stride_of(depth_of(key_width)) / 2 +
+  // Elements from one row to the next that is made.
+  static Index made_stride_of(const RowLayout& layout) {
+    return round_up(layout.width(), kTileDepth);
+  }
+  static Index floats(const RowLayout& layout, Index rows, Index key_width, Index value_width) {
+    return kTileDepth * made_stride_of(layout) / 2 +
+           kSpanKeys * key_stride_of(depth_of(key_width)) / 2 +
            round_up(value_width, kTileSide) / kTileSide * kValueTiles / 2 +
            kBlockRows * kSpanKeys / 2 + results_of(value_width) +
            (rows + kBlockRows - 1) / kBlockRows * block_floats(key_width, value_width);
   }
 
-  Bf16Attend(Index key_width, Index value_width, float* memory)
+  Bf16Attend(const RowLayout& layout, Index key_width, Index value_width, float* memory)
       : depth(depth_of(key_width)),
         value_tiles(round_up(value_width, kTileSide) / kTileSide),
         key_stride(key_stride_of(depth)) {
@@ -54,8 +60,54 @@ struct Bf16Attend {
     keys = take(kSpanKeys * key_stride);
     values = take(value_tiles * kValueTiles);
     weights = take(kBlockRows * kSpanKeys);
+    made = take(kTileDepth * made_stride_of(layout));
     spare = memory;
     blocks = memory + results_of(value_width);
+  }
+};
+
+// Packs keys and values, which are rows of bfloat16, or of another format and made such.
+struct SpanPacking {
+  const KeyValueRows& keys;
+  MakeRow make_row;  // nullptr: they are bfloat16
+  const Bf16Attend& call;
+
+  // Keys [first, + count). Returns whether all values are finite.
+  bool keys_and_values(Index first, Index count) const {
+    return for_parts(first, count, [&](const KeyValueRows& rows, Index at, Index n, Index k) {
+      pack_keys(rows, at, n, call.depth, call.key_stride, call.keys + k * call.key_stride);
+      return pack_values(rows, at, n, call.values + k * kTileSide);
+    });
+  }
+  void values(Index first, Index count) const {
+    for_parts(first, count, [&](const KeyValueRows& rows, Index at, Index n, Index k) {
+      return pack_values(rows, at, n, call.values + k * kTileSide);
+    });
+  }
+
+ private:
+  // pack(rows, first, count, place in the span), of all keys or of 32 at a time.
+  template <class Pack>
+  bool for_parts(Index first, Index count, const Pack& pack) const {
+    if (!make_row) return pack(keys, first, count, 0);
+    const Index stride = Bf16Attend::made_stride_of(keys.layout);
+    KeyValueRows rows = keys;
+    const std::byte* const page = reinterpret_cast<const std::byte*>(call.made);
+    rows.pages = &page;
+    rows.page_rows = kTileDepth;
+    rows.page_offset = 0;
+    rows.selected = nullptr;
+    rows.first_row = 0;
+    rows.layout = {CacheFormat::bfloat16, keys.layout.latent_width, keys.layout.rope_width,
+                   stride * Index{sizeof(bfloat16)}};
+    bool finite = true;
+    for (Index k = 0; k < count; k += kTileDepth) {
+      const Index n = count - k < kTileDepth ? count - k : kTileDepth;
+      for (Index i = 0; i < n; ++i)
+        make_row(keys.layout, keys.row_of(first + k + i), call.made + i * stride);
+      finite &= pack(rows, 0, n, k);
+    }
+    return finite;
   }
 };
 
@@ -163,13 +215,13 @@ MLA_INLINE void for_result_vectors(float* results, Index r, const Bf16Attend& ca
 
 // What value_products() must not do where a value is infinite or NaN and some row may not see it: 0
 // times it would be NaN. Rows that see the same keys are computed with the other keys' values 0.
-inline void guarded_value_products(const KeyValueRows& keys, Index first, Index count,
-                                   const Index* seen, const Bf16Block& block,
-                                   const Bf16Attend& call, KeysAhead& ahead) {
-  const Index floats = Bf16Attend::results_of(keys.value_width);
+inline void guarded_value_products(const SpanPacking& packing, Index first, Index count,
+                                   const Index* seen, const Bf16Block& block, KeysAhead& ahead) {
+  const Bf16Attend& call = packing.call;
+  const Index floats = Bf16Attend::results_of(packing.keys.value_width);
   for (Index r = 0, end; r < block.rows; r = end) {
     for (end = r + 1; end < block.rows && seen[end] == seen[r];) ++end;
-    pack_values(keys, first, seen[r], call.values);
+    packing.values(first, seen[r]);
     for (Index i = 0; i < floats; i += kLanes) store(call.spare + i, load(block.results + i));
     value_products(seen[r], block, call, ahead, call.spare);
     for (Index row = r; row < end; ++row)
@@ -177,13 +229,14 @@ inline void guarded_value_products(const KeyValueRows& keys, Index first, Index 
         store(result, load(call.spare + (result - block.results)));
       });
   }
-  pack_values(keys, first, count, call.values);
+  packing.values(first, count);
 }
 
 // One block over keys [first, + count), which are packed.
-inline void attend_block(const QueryRows& queries, const Bf16Block& block, const KeyValueRows& keys,
-                         Index first, Index count, bool finite, const Bf16Attend& call, float scale,
-                         KeysAhead& ahead) {
+inline void attend_block(const QueryRows& queries, const Bf16Block& block,
+                         const SpanPacking& packing, Index first, Index count, bool finite,
+                         float scale, KeysAhead& ahead) {
+  const Bf16Attend& call = packing.call;
   Index seen[kBlockRows];
   alignas(64) float visible[kBlockRows] = {};
   Index most = 0, least = count;
@@ -213,14 +266,17 @@ inline void attend_block(const QueryRows& queries, const Bf16Block& block, const
   if (finite || least == count)
     value_products(most, block, call, ahead, block.results);
   else
-    guarded_value_products(keys, first, count, seen, block, call, ahead);
+    guarded_value_products(packing, first, count, seen, block, ahead);
 }
 
-inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows& keys,
-                             float softmax_scale, const SoftmaxState& state,
+inline constexpr Index kPartKeys = 1024;
+
+inline void attend_made_rows(const QueryRows& queries, const KeyValueRows& keys,
+                             float softmax_scale, const SoftmaxState& state, MakeRow make_row,
                              float* scratch) noexcept {
   const Index key_width = keys.key_width + keys.tail_width;
-  const Bf16Attend call(key_width, keys.value_width, scratch);
+  const Bf16Attend call(keys.layout, key_width, keys.value_width, scratch);
+  const SpanPacking packing = {keys, make_row, call};
   const auto for_blocks = [&](const auto& body) {
     float* memory = call.blocks;
     for (Index first = 0; first < queries.rows; first += kBlockRows) {
@@ -239,22 +295,21 @@ inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows& keys,
   });
   for (Index first = 0; first < keys.count; first += kSpanKeys) {
     const Index count = keys.count - first < kSpanKeys ? keys.count - first : kSpanKeys;
-    pack_keys(keys, first, count, call.depth, call.key_stride, call.keys);
-    const bool finite = pack_values(keys, first, count, call.values);
+    const bool finite = packing.keys_and_values(first, count);
     const Index after = keys.count - first - count;
     const Index blocks = (queries.rows + kBlockRows - 1) / kBlockRows;
     const Index products = blocks * (kSpanKeys / (2 * kTileSide) + (call.value_tiles + 1) / 2);
     KeysAhead ahead = {keys, first + count, first + count + (after < kSpanKeys ? after : kSpanKeys),
                        (kSpanKeys + products - 1) / products};
     for_blocks([&](const Bf16Block& block) {
-      attend_block(queries, block, keys, first, count, finite, call, softmax_scale * kLog2E, ahead);
+      attend_block(queries, block, packing, first, count, finite, softmax_scale * kLog2E, ahead);
     });
   }
   for_blocks([&](const Bf16Block& block) { finish_block(block, call, keys.value_width, state); });
   end_products();
 }
 
-inline Index attend_many_bf16_scratch(const RowLayout&, Index rows, Index key_width,
+inline Index attend_many_bf16_scratch(const RowLayout& layout, Index rows, Index key_width,
                                       Index value_width) noexcept {
-  return Bf16Attend::floats(rows, key_width, value_width);
+  return Bf16Attend::floats(layout, rows, key_width, value_width);
 }

@@ -116,11 +116,12 @@ void attend(const QueryRows& queries, const KeyValueRows& keys, float softmax_sc
   });
 }
 
-// Rows of any format, by its one function.
-inline void attend_any(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
-                       const SoftmaxState& state, float* scratch) noexcept {
+// Rows of another kind, as float32.
+template <MakeTile kMakeTile>
+void attend_tiles(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+                  const SoftmaxState& state, float* scratch) noexcept {
   for_key_tiles(keys, [&](Index first_key, Index count) {
-    attend_rows(queries, float_tile_of_any(keys, first_key, count, scratch), first_key,
+    attend_rows(queries, kMakeTile(keys, first_key, count, scratch), first_key,
                 softmax_scale * kLog2E, state);
   });
 }

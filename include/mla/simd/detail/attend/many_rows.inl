@@ -7,6 +7,7 @@
 
 inline constexpr int kBlockRows = 2 * kLanes;
 inline constexpr int kValueColumns = 3;  // vectors of a value that a register tile holds
+inline constexpr Index kScoreDims = 64;  // of a key, between two steps of RowsAhead
 
 // Rows [first, + rows) of the queries, and the state of their softmax with a lane for each. The
 // lanes are those of two vectors, or of one if that is enough.
@@ -35,10 +36,11 @@ inline void start_block(const QueryRows& queries, const QueryBlock& block, Index
     block.maximum[r] = used ? state.maximum[block.first + r] : 0.0f;
     block.sum[r] = used ? state.sum[block.first + r] : 0.0f;
   }
-  const float* first = queries.data + block.first * queries.stride;
-  for (Index d = 0; d < width; ++d)
-    for (Index r = 0; r < block.lanes; ++r)
-      block.packed[d * block.lanes + r] = r < block.rows ? first[r * queries.stride + d] : 0.0f;
+  for (Index r = 0; r < block.lanes; ++r) {
+    const float* const row = queries.data + (block.first + r) * queries.stride;
+    for (Index d = 0; d < width; ++d)
+      block.packed[d * block.lanes + r] = r < block.rows ? row[d] : 0.0f;
+  }
 }
 
 inline void finish_block(const QueryBlock& block, const SoftmaxState& state) noexcept {
@@ -50,16 +52,20 @@ inline void finish_block(const QueryBlock& block, const SoftmaxState& state) noe
 
 // scores[k][row] = query[row] . key[k] for kKeys keys, along two stretches of the key.
 template <int kVectors, int kKeys>
-MLA_INLINE void score_keys(const float* packed, const FloatTile& tile, Index k,
+MLA_INLINE void score_keys(const float* packed, const FloatTile& tile, Index k, RowsAhead& ahead,
                            float (*scores)[kBlockRows]) {
   F32 acc[kKeys][kVectors] = {};
   const auto accumulate = [&](const float* query, const float* key, Index width) {
-    for (Index d = 0; d < width; ++d) {
-      F32 q[kVectors];
-      MLA_UNROLL (v, kVectors) q[v] = load(query + (d * kVectors + v) * kLanes);
-      MLA_UNROLL (j, kKeys) {
-        const F32 x = set1(key[j * tile.stride + d]);
-        MLA_UNROLL (v, kVectors) acc[j][v] = fma(q[v], x, acc[j][v]);
+    for (Index d = 0, end; d < width; d = end) {
+      ahead.step();
+      end = d + kScoreDims < width ? d + kScoreDims : width;
+      for (Index i = d; i < end; ++i) {
+        F32 q[kVectors];
+        MLA_UNROLL (v, kVectors) q[v] = load(query + (i * kVectors + v) * kLanes);
+        MLA_UNROLL (j, kKeys) {
+          const F32 x = set1(key[j * tile.stride + i]);
+          MLA_UNROLL (v, kVectors) acc[j][v] = fma(q[v], x, acc[j][v]);
+        }
       }
     }
   };
@@ -105,9 +111,10 @@ inline void softmax_block(float (*scores)[kBlockRows], Index count, const float*
 // out[r] = factor[r] * out[r] + sum_k scores[k][r] * value[k] for kRows rows over `count` keys.
 template <int kRows>
 void value_rows(const float* scores, const float* factor, const FloatTile& tile, Index first_key,
-                Index count, float* out, Index out_stride) noexcept {
+                Index count, RowsAhead& ahead, float* out, Index out_stride) noexcept {
   for_column_vectors<kValueColumns>(
       tile.value_width, [&](auto cols, Index c, const auto& load_row, const auto& save) {
+        ahead.step();
         F32 acc[kRows][cols.value];
         MLA_UNROLL (r, kRows)
           MLA_UNROLL (j, cols.value)
@@ -123,26 +130,28 @@ void value_rows(const float* scores, const float* factor, const FloatTile& tile,
 // so that no row touches a key that it must not see.
 template <int kRows>
 MLA_INLINE void seen_value_rows(const float* scores, const float* factor, const Index* seen,
-                                const FloatTile& tile, float* out, Index out_stride) {
+                                const FloatTile& tile, RowsAhead& ahead, float* out,
+                                Index out_stride) {
   Index common = tile.count;
   MLA_UNROLL (r, kRows) common = seen[r] < common ? seen[r] : common;
-  value_rows<kRows>(scores, factor, tile, 0, common, out, out_stride);
+  value_rows<kRows>(scores, factor, tile, 0, common, ahead, out, out_stride);
   const float one = 1.0f;
   for (int r = 0; r < kRows; ++r)
     if (seen[r] > common)
-      value_rows<1>(scores + r, &one, tile, common, seen[r] - common, out + r * out_stride,
+      value_rows<1>(scores + r, &one, tile, common, seen[r] - common, ahead, out + r * out_stride,
                     out_stride);
 }
 
 // One block over one tile, whose first key is the sequence's number first_key.
 inline void attend_block(const QueryRows& queries, const QueryBlock& block, const FloatTile& tile,
-                         Index first_key, float scale, const SoftmaxState& state) noexcept {
+                         Index first_key, float scale, RowsAhead& ahead,
+                         const SoftmaxState& state) noexcept {
   Index seen[kBlockRows];
   alignas(64) float visible[kBlockRows] = {};
   Index most = 0;
   for (Index r = 0; r < block.rows; ++r) {
-    const Index ahead = queries.visible[block.first + r] - first_key;
-    seen[r] = ahead < 0 ? 0 : ahead < tile.count ? ahead : tile.count;
+    const Index left = queries.visible[block.first + r] - first_key;
+    seen[r] = left < 0 ? 0 : left < tile.count ? left : tile.count;
     visible[r] = static_cast<float>(seen[r]);
     most = seen[r] > most ? seen[r] : most;
   }
@@ -150,28 +159,41 @@ inline void attend_block(const QueryRows& queries, const QueryBlock& block, cons
 
   alignas(64) float scores[kTileKeys][kBlockRows];
   alignas(64) float factor[kBlockRows];
-  const auto score = [&](auto vectors) {
-    for_tiles_or_ones<kScoreKeys>(most, [&](auto count, Index k) {
-      score_keys<vectors.value, count.value>(block.packed, tile, k, scores);
-    });
-  };
   if (block.lanes == kLanes)
-    score(TileSize<1>());
+    for_tiles<kScoreKeysOfFew>(most, [&](auto count, Index k) {
+      score_keys<1, count.value>(block.packed, tile, k, ahead, scores);
+    });
   else
-    score(TileSize<2>());
+    for_tiles_or_ones<kScoreKeys>(most, [&](auto count, Index k) {
+      score_keys<2, count.value>(block.packed, tile, k, ahead, scores);
+    });
   softmax_block(scores, most, visible, scale, block, factor);
   for_tiles<kValueRows>(block.rows, [&](auto rows, Index r) {
-    seen_value_rows<rows.value>(scores[0] + r, factor + r, seen + r, tile,
+    seen_value_rows<rows.value>(scores[0] + r, factor + r, seen + r, tile, ahead,
                                 state.out + (block.first + r) * state.out_stride, state.out_stride);
   });
 }
 
+// Rows of tiles that lie in place, more than this, go over all keys block by block: queries and
+// results of a block stay in the first cache.
+inline constexpr Index kRowsByTile = 4 * kBlockRows;
+
+// Steps of RowsAhead beside one block and tile.
+inline Index steps_ahead(const QueryBlock& block, const KeyValueRows& keys) {
+  const Index width = keys.key_width + keys.tail_width;
+  const Index together = block.lanes == kLanes ? kScoreKeysOfFew : kScoreKeys;
+  return kTileKeys / together * ((width + kScoreDims - 1) / kScoreDims) +
+         (block.rows + kValueRows - 1) / kValueRows *
+             ((keys.value_width + kValueColumns * kLanes - 1) / (kValueColumns * kLanes));
+}
+
 inline void attend_many_tiles(const QueryRows& queries, const KeyValueRows& keys,
-                              MakeTile make_tile, float softmax_scale, const SoftmaxState& state,
-                              float* scratch) noexcept {
+                              MakeTile make_tile, bool in_place, float softmax_scale,
+                              const SoftmaxState& state, float* scratch) noexcept {
   const Index width = keys.key_width + keys.tail_width;
   float* const memory_of_tile = scratch;
   float* const blocks = scratch + tile_floats(keys.layout, width, keys.value_width);
+  const bool by_block = in_place && queries.rows > kRowsByTile;
   const auto for_blocks = [&](const auto& body) {
     float* memory = blocks;
     for (Index first = 0; first < queries.rows; first += kBlockRows) {
@@ -179,29 +201,40 @@ inline void attend_many_tiles(const QueryRows& queries, const KeyValueRows& keys
       const Index rows = left < kBlockRows ? left : kBlockRows;
       body(QueryBlock{first, rows, rows <= kLanes ? kLanes : kBlockRows, memory + 2 * kBlockRows,
                       memory, memory + kBlockRows});
-      memory += block_floats(width);
+      if (!by_block) memory += block_floats(width);
     }
   };
+  const auto attend_tile = [&](const QueryBlock& block, const FloatTile& tile, Index first_key,
+                               RowsAhead& ahead) {
+    attend_block(queries, block, tile, first_key, softmax_scale * kLog2E, ahead, state);
+  };
 
-  for_blocks([&](const QueryBlock& block) { start_block(queries, block, width, state); });
+  if (by_block)
+    return for_blocks([&](const QueryBlock& block) {
+      start_block(queries, block, width, state);
+      RowsAhead nothing;
+      for_key_tiles(keys, [&](Index first_key, Index count) {
+        attend_tile(block, make_tile(keys, first_key, count, nullptr), first_key, nothing);
+      });
+      finish_block(block, state);
+    });
+  Index steps = 1;
+  for_blocks([&](const QueryBlock& block) {
+    start_block(queries, block, width, state);
+    steps += steps_ahead(block, keys);
+  });
   for_key_tiles(keys, [&](Index first_key, Index count) {
     const FloatTile tile = make_tile(keys, first_key, count, memory_of_tile);
-    for_blocks([&](const QueryBlock& block) {
-      attend_block(queries, block, tile, first_key, softmax_scale * kLog2E, state);
-    });
+    const Index after = keys.count - first_key - count;
+    RowsAhead ahead(keys, first_key + count, after < kTileKeys ? after : kTileKeys, steps);
+    for_blocks([&](const QueryBlock& block) { attend_tile(block, tile, first_key, ahead); });
   });
   for_blocks([&](const QueryBlock& block) { finish_block(block, state); });
 }
 
-// Rows of plain elements.
-template <class T>
+template <MakeTile kMakeTile>
 void attend_many(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
                  const SoftmaxState& state, float* scratch) noexcept {
-  attend_many_tiles(queries, keys, &float_tile<T>, softmax_scale, state, scratch);
-}
-
-// Rows of any format, by its one function.
-inline void attend_many_any(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
-                            const SoftmaxState& state, float* scratch) noexcept {
-  attend_many_tiles(queries, keys, &float_tile_of_any, softmax_scale, state, scratch);
+  const bool in_place = kMakeTile == &float_tile<float> && !keys.selected;
+  attend_many_tiles(queries, keys, kMakeTile, in_place, softmax_scale, state, scratch);
 }

@@ -46,43 +46,67 @@ MLA_INLINE KeyTile<T> tile_in_place(const KeyValueRows& keys, Index first, Index
           keys.value_width};
 }
 
-MLA_INLINE Index round_up_to_lanes(Index n) { return (n + kLanes - 1) / kLanes * kLanes; }
+// From row to row of a tile that is made in memory: an odd number of vectors, so that rows fall
+// into different sets of the caches.
+MLA_INLINE Index tile_stride(Index width) {
+  const Index vectors = (width + kLanes - 1) / kLanes;
+  return (vectors + (vectors % 2 == 0)) * kLanes;
+}
 
 // Floats that a tile takes where it is made in memory; key_width includes the tail.
 inline Index tile_floats(const RowLayout& layout, Index key_width, Index value_width) noexcept {
   const Index parts = key_width + value_width;
-  return kTileKeys * round_up_to_lanes(parts > layout.width() ? parts : layout.width());
+  return kTileKeys * tile_stride(parts > layout.width() ? parts : layout.width());
 }
 
 // Makes a tile of keys [first, + count) in float32.
 using MakeTile = FloatTile (*)(const KeyValueRows& keys, Index first, Index count, float* memory);
 
-// Rows of plain elements: in place if they can be, else their parts are widened to `memory`.
-template <class T>
-FloatTile float_tile(const KeyValueRows& keys, Index first, Index count, float* memory) {
-  if constexpr (std::is_same_v<T, float>)
-    if (!keys.selected) return tile_in_place<float>(keys, first, count);
+// Parts of rows in memory: widen(row, offset, width, to) makes each.
+template <class Widen>
+MLA_INLINE FloatTile tile_of_parts(const KeyValueRows& keys, Index first, Index count,
+                                   float* memory, const Widen& widen) {
   const Index width = keys.key_width + keys.tail_width;
   // A latent cache's value is part of its key: once is enough.
   const bool shared = keys.value_offset >= keys.key_offset &&
                       keys.value_offset + keys.value_width <= keys.key_offset + keys.key_width;
-  const Index stride = round_up_to_lanes(width + keys.value_width);
+  const Index stride = tile_stride(shared ? width : width + keys.value_width);
   for (Index k = 0; k < count; ++k) {
-    const T* const row = reinterpret_cast<const T*>(keys.row_of(first + k));
+    const std::byte* const row = keys.row_of(first + k);
     float* const to = memory + k * stride;
-    to_float(row + keys.key_offset, keys.key_width, to);
-    to_float(row + keys.tail_offset, keys.tail_width, to + keys.key_width);
-    if (!shared) to_float(row + keys.value_offset, keys.value_width, to + width);
+    widen(row, keys.key_offset, keys.key_width, to);
+    widen(row, keys.tail_offset, keys.tail_width, to + keys.key_width);
+    if (!shared) widen(row, keys.value_offset, keys.value_width, to + width);
   }
   const Index value = shared ? keys.value_offset - keys.key_offset : width;
   return {memory, memory + keys.key_width, memory + value,  stride,
           count,  keys.key_width,          keys.tail_width, keys.value_width};
 }
 
+// Rows of plain elements: in place if they can be.
+template <class T>
+FloatTile float_tile(const KeyValueRows& keys, Index first, Index count, float* memory) {
+  if constexpr (std::is_same_v<T, float>)
+    if (!keys.selected) return tile_in_place<float>(keys, first, count);
+  return tile_of_parts(keys, first, count, memory,
+                       [](const std::byte* row, Index offset, Index width, float* to) {
+                         to_float(reinterpret_cast<const T*>(row) + offset, width, to);
+                       });
+}
+
+// Rows of 8 and 4 bits.
+template <class Codes>
+FloatTile float_tile_of_codes(const KeyValueRows& keys, Index first, Index count, float* memory) {
+  return tile_of_parts(keys, first, count, memory,
+                       [&](const std::byte* row, Index offset, Index width, float* to) {
+                         widen_part_to<Codes>(keys.layout, row, offset, width, to);
+                       });
+}
+
 // Rows of any format, by its one function.
 inline FloatTile float_tile_of_any(const KeyValueRows& keys, Index first, Index count,
                                    float* memory) {
-  const Index stride = round_up_to_lanes(keys.layout.width());
+  const Index stride = tile_stride(keys.layout.width());
   for (Index k = 0; k < count; ++k)
     info_of(keys.layout.format).widen(keys.layout, keys.row_of(first + k), memory + k * stride);
   return {memory + keys.key_offset,
@@ -100,7 +124,8 @@ template <class Tile>
 MLA_INLINE void for_key_tiles(const KeyValueRows& keys, const Tile& tile) {
   for (Index first_key = 0, count; first_key < keys.count; first_key += count) {
     const Index left = keys.count - first_key;
-    const Index in_page = keys.selected ? kTileKeys : keys.page_rows - first_key % keys.page_rows;
+    const Index in_page =
+        keys.selected ? kTileKeys : keys.page_rows - (keys.first_row + first_key) % keys.page_rows;
     count = in_page < left ? in_page : left;
     count = count < kTileKeys ? count : kTileKeys;
     tile(first_key, count);

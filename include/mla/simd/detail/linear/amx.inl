@@ -1,146 +1,163 @@
-// linear() by AMX: weights are the A tiles, where they lie in the checkpoint, packed tokens the B
-// tiles, so that the result comes out transposed. A group is up to 16 tokens.
+// linear() by AMX, of bfloat16 weights as they lie and of weights that become bfloat16 on their
+// way. Needs: linear/amx_few.inl, linear/amx_many.inl, linear/quantised.inl.
 
-inline Index packed_floats(Index tokens, Index in) noexcept {
-  return tokens * round_up(in, kTileDepth) / 2;
-}
-
-// Groups one after the other, each as B tiles that are as wide as it has tokens.
-inline void pack(MatrixView<const float> x, float* packed) noexcept {
-  for (Index t = 0; t < x.rows; t += kTileSide) {
-    const Index tokens = x.rows - t < kTileSide ? x.rows - t : kTileSide;
-    pack_columns(x.row_range(t, tokens),
-                 reinterpret_cast<bfloat16*>(packed + packed_floats(t, x.cols)), tokens);
+inline void linear_by_tiles(MatrixView<const float> x, const float* packed,
+                            const MatrixView<const bfloat16>* in_place, const TileMaker& maker,
+                            MatrixView<float> out, float* scratch) noexcept {
+  if (x.cols == 0) {  // there is no step that would begin the sums
+    for (Index t = 0; t < x.rows; ++t)
+      for (Index o = 0; o < out.cols; ++o) out(t, o) = 0.0f;
+    return;
   }
-}
-
-// Memory of a call: C tiles of 16 features x 16 tokens, and a block of weights in whole tiles.
-struct AmxBlocks {
-  static constexpr Index kOutputs = 256, kTokens = 512, kInputs = 512;  // fit the second cache
-  // Up to so many tokens the weights are read once, where they lie, in longer pieces.
-  static constexpr Index kFewTokens = 64, kFewOutputs = 64, kFewInputs = 4096;
-  // An odd number of cache lines: rows of a tile fall into different sets.
-  static constexpr Index kStride = kInputs + kTileDepth, kFewStride = kFewInputs + kTileDepth;
-  static constexpr Index kSums = kOutputs * kTokens;
-  static constexpr Index kFloats = kSums + kFewOutputs * kFewStride / 2;
-  static_assert(kOutputs * kStride <= kFewOutputs * kFewStride);
-
-  float* sums;        // [kOutputs / 16][kTokens / 16] C tiles
-  bfloat16* weights;  // [kOutputs][kStride] or [kFewOutputs][kFewStride]
-};
-
-inline constexpr Index kLinearFloats = AmxBlocks::kFloats;
-
-// Weights [rows, cols], filled up with 0 to whole tiles.
-inline void copy_tiles(MatrixView<const bfloat16> weight, bfloat16* tiles, Index stride) {
-  for (Index o = 0; o < round_up(weight.rows, kTileSide); ++o)
-    for (Index i = 0; i < weight.cols; i += kTileDepth)
-      _mm512_storeu_si512(tiles + o * stride + i, o < weight.rows
-                                                      ? load_halves(weight.row(o), i, weight.cols)
-                                                      : _mm512_setzero_si512());
-}
-
-// sums (+)= weight * x for inputs [first, ...) that are in A tiles.
-inline void multiply_block(const bfloat16* packed, Index in, Index first, Index inputs,
-                           const bfloat16* weights, Index stride, Index strips, Index tokens,
-                           const AmxBlocks& blocks, WeightsAhead& ahead) {
-  const Index tile = kTileSide * kTileSide;
-  const TileSteps sums = {0, AmxBlocks::kTokens * kTileSide, kTileSide};
-  const TileSteps rows = {kTileDepth, kTileSide * stride, stride};
-  // Groups of so many tokens each, from one on.
-  const auto multiply_groups = [&](auto groups, Index group, Index columns_of_group) {
-    const TileSteps columns = {columns_of_group * kTileDepth, kTileSide * round_up(in, kTileDepth),
-                               2 * columns_of_group};
-    const bfloat16* const x = packed + group * columns.side + first * columns_of_group;
-    for_tiles<2>(strips, [&](auto strips_here, Index strip) {
-      ahead.step();
-      multiply<strips_here.value, groups.value>(
-          weights + strip * rows.side, rows, x, columns, round_up(inputs, kTileDepth) / kTileDepth,
-          first > 0, blocks.sums + strip * sums.side + group * tile, sums, tile);
-    });
-  };
-  set_tiles(kTileSide, kTileSide);
-  const Index whole = tokens / kTileSide, rest = tokens % kTileSide;
-  for_tiles<2>(whole, [&](auto groups, Index g) { multiply_groups(groups, g, kTileSide); });
-  if (rest == 0) return;
-  set_tiles(rest, 0);
-  multiply_groups(TileSize<1>(), whole, rest);
-}
-
-// out[t][o] from C tiles [features][tokens].
-inline void store_transposed(const AmxBlocks& blocks, MatrixView<float> out) {
-  for (Index t = 0; t < out.rows; t += kTileSide)
-    for (Index o = 0; o < out.cols; o += kTileSide) {
-      const float* tile = blocks.sums + (o * AmxBlocks::kTokens + t * kTileSide);
-      __m512i v[kTileSide];
-      MLA_UNROLL (i, kTileSide) v[i] = _mm512_loadu_si512(tile + i * kTileSide);
-      transpose(v);
-      const Index features = out.cols - o;
-      const __mmask16 kept = features < kTileSide ? first_lanes(features) : __mmask16(0xffff);
-      MLA_UNROLL (r, kTileSide)
-        if (t + r < out.rows) _mm512_mask_storeu_epi32(out.row(t + r) + o, kept, v[r]);
+  const AmxBlocks blocks = {scratch, reinterpret_cast<bfloat16*>(scratch + AmxBlocks::kSums)};
+  for (Index t = 0, tokens; t < x.rows; t += tokens) {
+    tokens = at_most(x.rows - t, AmxBlocks::kTokens);
+    const PackedGroups groups(packed + packed_floats(t, x.cols), tokens, x.cols);
+    const MatrixView<float> y = out.row_range(t, tokens);
+    if (groups.groups <= AmxBlocks::kFewGroups) {
+      linear_few(groups, in_place, maker, y, blocks);
+      continue;
     }
-}
-
-// Up to kFewTokens tokens by up to kFewOutputs features: memory is the limit.
-inline void linear_few(const bfloat16* packed, MatrixView<const bfloat16> weight,
-                       MatrixView<float> out, const AmxBlocks& blocks) {
-  for (Index i = 0, inputs; i < weight.cols; i += inputs) {
-    inputs = weight.cols - i < AmxBlocks::kFewInputs ? weight.cols - i : AmxBlocks::kFewInputs;
-    const MatrixView<const bfloat16> block = weight.col_range(i, inputs);
-    const bool whole = inputs % kTileDepth == 0 && weight.rows % kTileSide == 0;
-    if (!whole) copy_tiles(block, blocks.weights, AmxBlocks::kFewStride);
-    WeightsAhead ahead(MatrixView<const bfloat16>(), 1);  // long rows, which the processor foresees
-    multiply_block(packed, weight.cols, i, inputs, whole ? block.data : blocks.weights,
-                   whole ? block.stride : AmxBlocks::kFewStride,
-                   round_up(weight.rows, kTileSide) / kTileSide, out.rows, blocks, ahead);
+    begin_products();
+    for (Index o = 0; o < out.cols; o += AmxBlocks::kOutputs)
+      linear_many(groups, maker, o, y.col_range(o, at_most(out.cols - o, AmxBlocks::kOutputs)),
+                  blocks);
   }
-  store_transposed(blocks, out);
-}
-
-// Up to kTokens tokens by up to kOutputs features.
-inline void linear_many(const bfloat16* packed, MatrixView<const bfloat16> weight,
-                        MatrixView<float> out, const AmxBlocks& blocks) {
-  const Index strips = round_up(weight.rows, kTileSide) / kTileSide;
-  const Index products = (strips + 1) / 2 * ((out.rows + 2 * kTileSide - 1) / (2 * kTileSide));
-  for (Index i = 0, inputs; i < weight.cols; i += inputs) {
-    const auto inputs_from = [&](Index first) {
-      const Index left = weight.cols - first;
-      return left < AmxBlocks::kInputs ? left : AmxBlocks::kInputs;
-    };
-    inputs = inputs_from(i);
-    copy_tiles(weight.col_range(i, inputs), blocks.weights, AmxBlocks::kStride);
-    WeightsAhead ahead(weight.col_range(i + inputs, inputs_from(i + inputs)), products);
-    multiply_block(packed, weight.cols, i, inputs, blocks.weights, AmxBlocks::kStride, strips,
-                   out.rows, blocks, ahead);
-  }
-  store_transposed(blocks, out);
+  end_products();
 }
 
 inline void linear(MatrixView<const float> x, const float* packed, const WeightView& weights,
                    MatrixView<float> out, float* scratch) noexcept {
   const MatrixView<const bfloat16> weight = weights.as<bfloat16>();
-  if (x.cols == 0) {  // there is no block that would begin the sums
-    for (Index t = 0; t < x.rows; ++t)
-      for (Index o = 0; o < weight.rows; ++o) out(t, o) = 0.0f;
-    return;
+  StoredTiles tiles(weight);
+  linear_by_tiles(x, packed, &weight, maker_of(tiles), out, scratch);
+}
+
+// Tiles of weights of 8 and 4 bits, which become bfloat16 on their way.
+template <class Weights>
+class QuantisedTiles {
+ public:
+  explicit QuantisedTiles(const WeightView& weights)
+      : view_(weights), aligned_(blocks_align(weights, Weights::kBits)) {}
+
+  void begin(Index o, Index i, Index end) {
+    o_ = o, i_ = i, end_ = end, scales_end_ = i;
+    count_ = at_most(view_.rows - o, kTileSide);
+    codes_ = view_.byte_of(o, i);
+    row_bytes_ = view_.stride * Weights::kBits / 8;
+    const Index bytes = (end - i) * Weights::kBits / 8, ahead = at_most(bytes, kAhead);
+    ahead_ = codes_ + ahead;
+    ahead_left_ = bytes - ahead;
+    to_next_strip_ = kTileSide * row_bytes_ - bytes;
   }
-  const AmxBlocks blocks = {scratch, reinterpret_cast<bfloat16*>(scratch + AmxBlocks::kSums)};
-  const bool few = x.rows <= AmxBlocks::kFewTokens;
-  const Index most = few ? AmxBlocks::kFewOutputs : AmxBlocks::kOutputs;
-  for (Index o = 0, outputs; o < weight.rows; o += outputs) {
-    outputs = weight.rows - o < most ? weight.rows - o : most;
-    for (Index t = 0, tokens; t < x.rows; t += tokens) {
-      tokens = x.rows - t < AmxBlocks::kTokens ? x.rows - t : AmxBlocks::kTokens;
-      const auto* const group =
-          reinterpret_cast<const bfloat16*>(packed + packed_floats(t, x.cols));
-      const auto w = weight.row_range(o, outputs);
-      const auto y = out.row_range(t, tokens).col_range(o, outputs);
-      if (few)
-        linear_few(group, w, y, blocks);
-      else
-        linear_many(group, w, y, blocks);
+
+  void make(bfloat16* tile) {
+    if (!aligned_ || end_ - i_ < kTileDepth || count_ <= 0) return make_by_definition(tile);
+    find_scales();
+    if (!fit_) return make_by_definition(tile);
+    ask_ahead();
+    Index r = 0;
+    for (const std::byte* codes = codes_; r < count_; ++r, codes += row_bytes_) {
+      const BlockScales& scales = scales_[r * scales_step_];
+      F32 v[2];
+      Weights(scales.scale[block_], scales.zero_point[block_]).load_pair(codes, v);
+      _mm512_storeu_si512(tile + r * kTileDepth, round_to_bf16(v[0], v[1]));
     }
+    for (; r < kTileSide; ++r) _mm512_storeu_si512(tile + r * kTileDepth, _mm512_setzero_si512());
+    advance();
   }
-  end_products();
+
+ private:
+  static constexpr Index kBytes = kTileDepth * Weights::kBits / 8;  // of a row of a tile
+  static constexpr Index kInputs = 768;  // whose scales are found at a time
+  static constexpr Index kAhead = 512;   // bytes of each row, then of the next strip's
+
+  // Scales of a tile's inputs are those of block_ then.
+  MLA_INLINE void find_scales() {
+    if (i_ == scales_end_) return find_more_scales();
+    if (block_left_ > 0) return;
+    ++block_;
+    block_left_ = view_.scales.block_cols;
+  }
+
+  [[gnu::noinline]] void find_more_scales() {
+    const Scales& s = view_.scales;
+    const Index inputs = at_most(end_ - i_, kInputs), first = view_.first_row + o_;
+    const Index in_block = (view_.first_col + i_) % s.block_cols;
+    const Index blocks = (in_block + inputs + s.block_cols - 1) / s.block_cols;
+    const bool shared =
+        !s.zero_points && first / s.block_rows == (first + count_ - 1) / s.block_rows;
+    scales_step_ = shared ? 0 : 1;
+    fit_ = true;
+    for (Index r = 0; r < (shared ? 1 : count_); ++r) {
+      scales_[r].template load<Weights>(view_.row_range(o_ + r, 1).col_range(i_, inputs), 0,
+                                        blocks);
+      for (Index b = 0; b < blocks; ++b) fit_ = fit_ && Weights::fits(scales_[r].scale[b]);
+    }
+    block_ = 0;
+    block_left_ = s.block_cols - in_block;
+    scales_end_ = i_ + inputs / kTileDepth * kTileDepth;
+  }
+
+  MLA_INLINE void ask_ahead() {
+    if (ahead_left_ <= 0) {
+      ahead_ += to_next_strip_;
+      ahead_left_ = 1 << 30;
+    }
+    if (i_ % (64 / kBytes * kTileDepth) == 0)
+      for (Index r = 0; r < kTileSide; ++r) __builtin_prefetch(ahead_ + r * row_bytes_, 0, 2);
+    ahead_ += kBytes;
+    ahead_left_ -= kBytes;
+  }
+
+  [[gnu::noinline]] void make_by_definition(bfloat16* tile) {
+    const Index n = at_most(end_ - i_, kTileDepth);
+    for (Index r = 0; r < kTileSide; ++r, tile += kTileDepth) {
+      alignas(64) float values[kTileDepth] = {};
+      if (r < count_ && n > 0)
+        widen_weights<Weights>(view_.row_range(o_ + r, 1).col_range(i_, n), {values, 1, n});
+      _mm512_storeu_si512(tile, round_to_bf16(load(values), load(values + kLanes)));
+    }
+    advance();
+  }
+
+  MLA_INLINE void advance() {
+    i_ += kTileDepth;
+    codes_ += kBytes;
+    block_left_ -= kTileDepth;
+  }
+
+  WeightView view_;
+  bool aligned_;  // 32 weights have the same scale
+  Index o_ = 0, i_ = 0, end_ = 0, count_ = 0;
+  const std::byte* codes_ = nullptr;
+  Index row_bytes_ = 0;
+  const std::byte* ahead_ = nullptr;
+  Index ahead_left_ = 0, to_next_strip_ = 0;
+  Index scales_end_ = 0, scales_step_ = 0, block_ = 0, block_left_ = 0;
+  bool fit_ = false;
+  BlockScales scales_[kTileSide];
+};
+
+template <class Weights>
+void linear_quantised_by_tiles(MatrixView<const float> x, const float* packed,
+                               const WeightView& weights, MatrixView<float> out,
+                               float* scratch) noexcept {
+  QuantisedTiles<Weights> tiles(weights);
+  linear_by_tiles(x, packed, nullptr, maker_of(tiles), out, scratch);
+}
+
+// Kernels for formats that become bfloat16 on their way.
+constexpr void set_quantised_products(Kernels& kernels) {
+  const auto set = [&](WeightFormat format, auto linear_of_format) {
+    LinearKernels& weights = kernels.of(format);
+    weights.arithmetic = Arithmetic::bfloat16;
+    weights.packed_floats = &packed_floats;
+    weights.pack = &pack;
+    weights.linear = linear_of_format;
+  };
+  set(WeightFormat::fp8_e4m3, &linear_quantised_by_tiles<E4m3Weights>);
+  set(WeightFormat::int8, &linear_quantised_by_tiles<Int8Weights>);
+  set(WeightFormat::int4, &linear_quantised_by_tiles<Int4Weights>);
+  set(WeightFormat::fp4_e2m1, &linear_quantised_by_tiles<E2m1Weights>);
 }

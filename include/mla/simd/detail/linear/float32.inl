@@ -144,6 +144,32 @@ inline MatrixView<const float> copy_block(const WeightView& block, Widen widen, 
   return copy;
 }
 
+// Where few tokens find weights: elements T in place, widened on their way into registers, or
+// copies in float32 of a register tile's rows in the first cache.
+template <class T>
+struct InPlace {
+  MatrixView<const T> weight;
+  Index rows() const { return weight.rows; }
+  MLA_INLINE MatrixView<const T> block(Index o, Index features, Index i, Index inputs) const {
+    return weight.row_range(o, features).col_range(i, inputs);
+  }
+  MLA_INLINE WeightsAhead ahead(Index o, Index features, Index i, Index inputs) const {
+    return {block(o, features, i, inputs), 1};
+  }
+};
+struct Copied {
+  WeightView weight;
+  Widen widen;
+  float* memory;
+  Index rows() const { return weight.rows; }
+  MatrixView<const float> block(Index o, Index features, Index i, Index inputs) const {
+    return copy_block(weight.row_range(o, features).col_range(i, inputs), widen, memory);
+  }
+  WeightsAhead ahead(Index o, Index features, Index i, Index inputs) const {
+    return {weight.row_range(o, features).col_range(i, inputs), 1};
+  }
+};
+
 // Few tokens of float32 weights, where memory is the limit: both factors are read where they are,
 // one row of weights after the other. For very few tokens this was measured to be the faster way.
 inline void linear_by_rows(MatrixView<const float> x, MatrixView<const float> weight,
@@ -172,21 +198,22 @@ inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> w
   });
 }
 
-// Up to kFewTokens tokens by up to kTaskOutputs features, so that x stays in the first cache; the
-// next rows of weights are brought to the second one meanwhile. Rows that are not float32 are
-// widened into the first cache, a register tile's at a time.
-inline void linear_few(MatrixView<const float> x, const WeightView& weight, Widen widen,
-                       MatrixView<float> out, float* widened) noexcept {
+// Up to kFewTokens tokens by features [first, + features), up to kTaskOutputs, so that x stays in
+// the first cache; the next rows of weights are brought to the second one meanwhile.
+template <class Rows>
+MLA_INLINE void linear_few(MatrixView<const float> x, const Rows& rows, Index first, Index features,
+                           MatrixView<float> out) {
   for_input_blocks(x.cols, [&](Index i, Index inputs) {
-    for (Index o = 0; o < weight.rows; o += kFeatureTile) {
-      const Index features = at_most(weight.rows - o, kFeatureTile), next = o + features;
-      const WeightView block = weight.row_range(o, features).col_range(i, inputs);
-      const WeightView after =
-          weight.row_range(next, at_most(weight.rows - next, kFeatureTile)).col_range(i, inputs);
-      multiply_blocks(x.col_range(i, inputs),
-                      widen ? copy_block(block, widen, widened) : block.as<float>(), i > 0,
-                      out.col_range(o, features), {after, 1});
-    }
+    for_tiles_or_ones<kFeatureTile>(features, [&](auto cols, Index o) {
+      const Index next = first + o + cols.value;
+      rows.ahead(next, at_most(rows.rows() - next, cols.value), i, inputs).step();
+      const auto block = rows.block(first + o, cols.value, i, inputs);
+      for_tiles<kTokenTile>(x.rows, [&](auto tokens, Index t) {
+        F32 acc[tokens.value][cols.value] = {};
+        dot_tile(x.row(t) + i, x.stride, block.data, block.stride, inputs, acc);
+        add_lanes(acc, out.row(t) + first + o, out.stride, i > 0);
+      });
+    });
   });
 }
 
@@ -225,33 +252,41 @@ inline void linear_in_blocks(MatrixView<const float> x, const WeightView& weight
   }
 }
 
-// Weights that `widen` makes float32 of; nullptr: that are float32.
-inline void linear_by(MatrixView<const float> x, const WeightView& weight, Widen widen,
-                      MatrixView<float> out, float* scratch) noexcept {
+// Few tokens take weights from `rows`, more take blocks by `widen`.
+template <class Rows>
+void linear_by(MatrixView<const float> x, const WeightView& weight, const Rows& rows, Widen widen,
+               MatrixView<float> out, float* scratch) noexcept {
   constexpr Index kFewTokens = 16;
   if (x.rows == 0) return;  // there may be no memory
-  if (!widen && x.rows <= kRowTile) return linear_by_rows(x, weight.as<float>(), out);
-  if (x.rows <= kFewTokens) {
-    for (Index o = 0; o < weight.rows; o += kTaskOutputs) {
-      const Index features = at_most(weight.rows - o, kTaskOutputs);
-      linear_few(x, weight.row_range(o, features), widen, out.col_range(o, features), scratch);
-    }
-    return;
-  }
-  linear_in_blocks(x, weight, widen ? widen : &widen_block<float>, out, scratch);
+  if (x.rows > kFewTokens) return linear_in_blocks(x, weight, widen, out, scratch);
+  for (Index o = 0; o < weight.rows; o += kTaskOutputs)
+    linear_few(x, rows, o, at_most(weight.rows - o, kTaskOutputs), out);
 }
+
+// Weights of any format, by its one function.
+inline void linear_by_widening(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                               MatrixView<float> out, float* scratch) noexcept {
+  linear_by(x, weight, Copied{weight, widen, scratch}, widen, out, scratch);
+}
+inline void linear_of_any(MatrixView<const float> x, const float*, const WeightView& weight,
+                          MatrixView<float> out, float* scratch) noexcept {
+  linear_by_widening(x, weight, info_of(weight.format).widen, out, scratch);
+}
+
+// Whether products take 16-bit numbers from where they lie. The scalar tier would widen them one by
+// one, as often as they are used.
+inline constexpr bool kWidensInRegisters = kIsa != Isa::scalar;
 
 // Weights of plain elements.
 template <class T>
 void linear(MatrixView<const float> x, const float*, const WeightView& weight,
             MatrixView<float> out, float* scratch) noexcept {
-  linear_by(x, weight, std::is_same_v<T, float> ? nullptr : &widen_block<T>, out, scratch);
-}
-
-// Weights of any format, by its one function.
-inline void linear_of_any(MatrixView<const float> x, const float*, const WeightView& weight,
-                          MatrixView<float> out, float* scratch) noexcept {
-  linear_by(x, weight, info_of(weight.format).widen, out, scratch);
+  if constexpr (std::is_same_v<T, float>)
+    if (x.rows <= kRowTile) return linear_by_rows(x, weight.as<float>(), out);
+  if constexpr (std::is_same_v<T, float> || kWidensInRegisters)
+    linear_by(x, weight, InPlace<T>{weight.as<T>()}, &widen_block<T>, out, scratch);
+  else
+    linear_by_widening(x, weight, &widen_block<T>, out, scratch);
 }
 
 // The left factor of a product: element (r, k) is data[r * row_step + k * step].
@@ -292,8 +327,9 @@ MLA_INLINE void for_column_vectors(Index width, const Columns& columns) {
 }
 
 // out = or += x * weight.
-inline void transposed_block(MatrixView<const float> x, MatrixView<const float> weight, bool add,
-                             MatrixView<float> out) noexcept {
+template <class T>
+void transposed_block(MatrixView<const float> x, MatrixView<const T> weight, bool add,
+                      MatrixView<float> out) noexcept {
   for_column_vectors<kColTile>(weight.cols,
                                [&](auto cols, Index c, const auto& load_row, const auto& save) {
                                  for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
@@ -321,16 +357,17 @@ inline void linear_transposed_by(MatrixView<const float> x, const WeightView& we
       const MatrixView<float> block(scratch, at_most(weight.rows - r, kRows),
                                     at_most(weight.cols - c, kCols), kCols);
       widen(weight.row_range(r, block.rows).col_range(c, block.cols), block);
-      transposed_block(x.col_range(r, block.rows), block, r > 0, out.col_range(c, block.cols));
+      transposed_block<float>(x.col_range(r, block.rows), block, r > 0,
+                              out.col_range(c, block.cols));
     }
 }
 
-// Weights of plain elements: float32 where they lie, others a block at a time, whose sums go on.
+// Weights of plain elements, where they lie.
 template <class T>
 void linear_transposed(MatrixView<const float> x, const WeightView& weight, MatrixView<float> out,
                        float* scratch) noexcept {
-  if constexpr (std::is_same_v<T, float>)
-    transposed_block(x, weight.as<float>(), false, out);
+  if constexpr (std::is_same_v<T, float> || kWidensInRegisters)
+    transposed_block(x, weight.as<T>(), false, out);
   else
     linear_transposed_by(x, weight, &widen_block<T>, out, scratch);
 }

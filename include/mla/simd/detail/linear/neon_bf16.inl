@@ -134,3 +134,6 @@ inline void linear(MatrixView<const float> x, const float* packed, const WeightV
       for_features([&](Index o) { multiply_block(o, first, tokens, i, inputs); });
     });
 }
+
+// Formats of 8 and 4 bits stay in float32.
+constexpr void set_quantised_products(Kernels&) {}

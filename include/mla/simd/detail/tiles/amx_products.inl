@@ -13,14 +13,12 @@ struct alignas(64) TileShapes {
   unsigned char rows[16] = {};
 };
 
-// Tiles as above; the two of B, and the C below them, have so many columns (0 if not used).
-MLA_INLINE void set_tiles(Index columns0, Index columns1) {
+// Tile register i has 16 rows of columns[i] pairs of bfloat16, or float32 sums.
+MLA_INLINE void set_tiles(const Index (&columns)[8]) {
   TileShapes shapes;
-  const Index columns[8] = {columns0,  columns1,  columns0, columns1,
-                            kTileSide, kTileSide, columns0, columns1};
   for (int i = 0; i < 8; ++i) {
     shapes.row_bytes[i] = static_cast<unsigned short>(4 * columns[i]);
-    shapes.rows[i] = columns[i] > 0 ? kTileSide : 0;
+    shapes.rows[i] = kTileSide;
   }
   tiles_are_written(&shapes);
   _tile_loadconfig(&shapes);
@@ -84,5 +82,8 @@ MLA_INLINE void multiply(const bfloat16* a, const TileSteps& as, const bfloat16*
 }
 
 // Between these, products may be computed.
-MLA_INLINE void begin_products() { set_tiles(kTileSide, kTileSide); }
+MLA_INLINE void begin_products() {
+  constexpr Index k = kTileSide;
+  set_tiles({k, k, k, k, k, k, k, k});
+}
 MLA_INLINE void end_products() { _tile_release(); }

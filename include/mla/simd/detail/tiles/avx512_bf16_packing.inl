@@ -8,6 +8,15 @@ MLA_INLINE __m512i round_to_bf16(F32 low, F32 high) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v));
 }
 
+// To nearest even; subnormals become 0.
+MLA_INLINE void store_rounded(bfloat16* p, F32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v)));
+}
+MLA_INLINE void store_rounded(bfloat16* p, F32 low, F32 high) {
+  _mm512_storeu_si512(p, round_to_bf16(low, high));
+}
+
 MLA_INLINE __mmask32 first_halves(Index n) {
   return n >= kTileDepth ? ~__mmask32{0} : static_cast<__mmask32>((1u << n) - 1u);
 }
@@ -15,6 +24,9 @@ MLA_INLINE __mmask32 first_halves(Index n) {
 // Elements [i, i + 32) of a row of n, 0 from n on.
 MLA_INLINE __m512i load_rounded(const float* row, Index i, Index n) {
   return round_to_bf16(load_within(row, i, n), load_within(row, i + kLanes, n));
+}
+MLA_INLINE __m512i load_rounded(const float* row, Index i, Index n, F32 scale) {
+  return round_to_bf16(load_within(row, i, n) * scale, load_within(row, i + kLanes, n) * scale);
 }
 MLA_INLINE __m512i load_halves(const bfloat16* row, Index i, Index n) {
   return i < n ? _mm512_maskz_loadu_epi16(first_halves(n - i), row + i) : _mm512_setzero_si512();

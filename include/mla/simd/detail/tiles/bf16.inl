@@ -34,3 +34,7 @@ MLA_INLINE F32 load_within(const float* row, Index i, Index n) {
 MLA_INLINE const bfloat16* key_row(const KeyValueRows& keys, Index k) {
   return reinterpret_cast<const bfloat16*>(keys.row_of(k));
 }
+
+// The numbers of a row in bfloat16, of a format whose rows are not: made in `memory`
+// [layout.width()], which begins at a cache line.
+using MakeRow = void (*)(const RowLayout& layout, const std::byte* bytes, bfloat16* memory);

@@ -9,6 +9,13 @@ MLA_INLINE uint16x8_t round_to_bf16(F32 a) {
   return vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(a.low), a.high));
 }
 
+// To nearest even.
+MLA_INLINE void store_rounded(bfloat16* p, F32 a) { vst1q_u16(&p->bits, round_to_bf16(a)); }
+MLA_INLINE void store_rounded(bfloat16* p, F32 low, F32 high) {
+  store_rounded(p, low);
+  store_rounded(p + kLanes, high);
+}
+
 // Elements [i, i + 8) of a row of n, 0 from n on.
 MLA_INLINE uint16x8_t load_halves(const bfloat16* row, Index i, Index n) {
   if (i + kLanes <= n) return vld1q_u16(&row[i].bits);

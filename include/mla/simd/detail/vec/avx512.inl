@@ -3,6 +3,7 @@
 
 inline constexpr int kLanes = 16;
 inline constexpr int kScoreKeys = 8;
+inline constexpr int kScoreKeysOfFew = 16;
 inline constexpr int kValueRows = 8;
 inline constexpr int kTokenTile = 8;  // of linear(), by kFeatureTile
 inline constexpr int kFeatureTile = 3;
@@ -69,6 +70,7 @@ MLA_INLINE void store_first(T* p, F32 a, Index n) {
 MLA_INLINE F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
 MLA_INLINE F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
 MLA_INLINE F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+MLA_INLINE F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
 MLA_INLINE F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 // The larger one; b where either is NaN.
 MLA_INLINE F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
@@ -107,3 +109,95 @@ MLA_INLINE void reduce_add(F32 a, F32 b, F32 c, F32 d, float* out) {
   const __m512 sums = pairs + _mm512_permute_ps(pairs, 0x4e);
   _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_maskz_compress_ps(0x1111, sums)));
 }
+
+// ---- kLanes numbers of a quantised row, without their scale (core/quantised_rows.hpp)
+
+MLA_INLINE __m128i load_codes(const std::byte* p) {
+  return _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+}
+MLA_INLINE F32 load_int8(const std::byte* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(load_codes(p)))};
+}
+// Divided by 2^8: E4M3 is float16 with an exponent less by that, whose first bit is 0, and another
+// NaN.
+MLA_INLINE F32 load_e4m3(const std::byte* p) {
+  const __m256i signs = _mm256_slli_epi16(_mm256_cvtepi8_epi16(load_codes(p)), 7);
+  const __m256i half = _mm256_and_si256(signs, _mm256_set1_epi16(static_cast<short>(0xbfff)));
+  const __m256i magnitude = _mm256_and_si256(half, _mm256_set1_epi16(0x3fff));
+  const __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x3f80));
+  return {_mm512_cvtph_ps(_mm256_mask_blend_epi16(nan, half, _mm256_set1_epi16(0x7e00)))};
+}
+// The four bits from kShift on of each byte.
+template <int kShift>
+MLA_INLINE F32 load_int4(const std::byte* p) {
+  const __m512i pairs = _mm512_cvtepu8_epi32(load_codes(p));
+  const __m512 numbers = _mm512_set_ps(7, 6, 5, 4, 3, 2, 1, 0, -1, -2, -3, -4, -5, -6, -7, -8);
+  return {_mm512_permutexvar_ps(kShift == 0 ? pairs : _mm512_srli_epi32(pairs, kShift), numbers)};
+}
+
+MLA_INLINE void store_codes(std::byte* p, __m512i codes) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
+}
+// Of integers.
+MLA_INLINE void store_int8(std::byte* p, F32 a) { store_codes(p, _mm512_cvtps_epi32(a.v)); }
+// As encode_e4m3() rounds finite numbers.
+MLA_INLINE void store_e4m3(std::byte* p, F32 a) {
+  const __m512i bits = _mm512_castps_si512(a.v);
+  const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));
+  const __m512i magnitude = _mm512_min_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)),
+                                             _mm512_set1_epi32(0x43e00000));
+  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), _mm512_set1_epi32(1));
+  const __m512i nearest = _mm512_srli_epi32(
+      _mm512_add_epi32(magnitude, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7ffff))), 20);
+  const F32 steps = round(F32{_mm512_castsi512_ps(magnitude)} * set1(0x1p9f));
+  const __mmask16 small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
+  const __m512i code = _mm512_mask_blend_epi32(
+      small, _mm512_sub_epi32(nearest, _mm512_set1_epi32(120 << 3)), _mm512_cvtps_epi32(steps.v));
+  store_codes(p, _mm512_or_si512(code, sign));
+}
+
+// ---- kLanes numbers of four bits, two in a byte, even ones in its low half, with their scale
+
+// 2 * kLanes of load_e4m3(), which share the work on 16 bits.
+MLA_INLINE void load_e4m3(const std::byte* p, F32 (&v)[2]) {
+  const __m512i codes =
+      _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  const __m512i signs = _mm512_slli_epi16(codes, 7);
+  const __m512i top = _mm512_set1_epi16(static_cast<short>(0xc000));
+  const __mmask32 nan = _mm512_cmpeq_epi16_mask(_mm512_or_si512(signs, top),
+                                                _mm512_set1_epi16(static_cast<short>(0xff80)));
+  const __m512i half = _mm512_mask_blend_epi16(
+      nan, _mm512_and_si512(signs, _mm512_set1_epi16(static_cast<short>(0xbfff))),
+      _mm512_set1_epi16(0x7e00));
+  v[0] = {_mm512_cvtph_ps(_mm512_castsi512_si256(half))};
+  v[1] = {_mm512_cvtph_ps(_mm512_extracti64x4_epi64(half, 1))};
+}
+
+// Number i in the low bits of lane i.
+MLA_INLINE __m512i load_half_bytes(const std::byte* p) {
+  const __m512i words = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+  const __m512i shifts = _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
+  const __m128i eight = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  return _mm512_srlv_epi32(_mm512_permutexvar_epi32(words, _mm512_castsi128_si512(eight)), shifts);
+}
+struct Int4Lanes {
+  __m512 weights;  // of each code
+  MLA_INLINE Int4Lanes(float scale, float zero_point) {
+    const __m512 codes = _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    weights = _mm512_sub_ps(codes, _mm512_set1_ps(zero_point)) * _mm512_set1_ps(scale);
+  }
+  MLA_INLINE F32 load(const std::byte* p) const {
+    return {_mm512_permutexvar_ps(load_half_bytes(p), weights)};
+  }
+};
+struct E2m1Lanes {
+  __m512 weights;
+  MLA_INLINE E2m1Lanes(float scale, float) {
+    const __m512 codes =
+        _mm512_set_ps(-6, -4, -3, -2, -1.5f, -1, -0.5f, -0.0f, 6, 4, 3, 2, 1.5f, 1, 0.5f, 0);
+    weights = codes * _mm512_set1_ps(scale);
+  }
+  MLA_INLINE F32 load(const std::byte* p) const {
+    return {_mm512_permutexvar_ps(load_half_bytes(p), weights)};
+  }
+};

@@ -4,6 +4,7 @@
 
 inline constexpr int kLanes = 8;
 inline constexpr int kScoreKeys = 4;
+inline constexpr int kScoreKeysOfFew = 4;
 inline constexpr int kValueRows = 3;
 inline constexpr int kTokenTile = 4;  // of linear(), by kFeatureTile
 inline constexpr int kFeatureTile = 3;
@@ -81,6 +82,9 @@ MLA_INLINE F32 operator-(F32 a, F32 b) {
 MLA_INLINE F32 operator*(F32 a, F32 b) {
   return {vmulq_f32(a.low, b.low), vmulq_f32(a.high, b.high)};
 }
+MLA_INLINE F32 operator/(F32 a, F32 b) {
+  return {vdivq_f32(a.low, b.low), vdivq_f32(a.high, b.high)};
+}
 MLA_INLINE F32 fma(F32 a, F32 b, F32 c) {
   return {vfmaq_f32(c.low, a.low, b.low), vfmaq_f32(c.high, a.high, b.high)};
 }
@@ -110,3 +114,94 @@ MLA_INLINE float reduce_add(F32 a) { return vaddvq_f32(fold(a)); }  // of pairs,
 MLA_INLINE void reduce_add(F32 a, F32 b, F32 c, F32 d, float* out) {
   vst1q_f32(out, vpaddq_f32(vpaddq_f32(fold(a), fold(b)), vpaddq_f32(fold(c), fold(d))));
 }
+
+// ---- kLanes numbers of a quantised row, without their scale (core/quantised_rows.hpp)
+
+MLA_INLINE uint8x8_t load_codes(const std::byte* p) {
+  return vld1_u8(reinterpret_cast<const std::uint8_t*>(p));
+}
+MLA_INLINE F32 of_integers(int16x8_t a) {
+  return {vcvtq_f32_s32(vmovl_s16(vget_low_s16(a))), vcvtq_f32_s32(vmovl_high_s16(a))};
+}
+MLA_INLINE F32 load_int8(const std::byte* p) {
+  return of_integers(vmovl_s8(vreinterpret_s8_u8(load_codes(p))));
+}
+// Divided by 2^8: E4M3 is float16 with an exponent less by that, whose first bit is 0, and another
+// NaN.
+MLA_INLINE F32 load_e4m3(const std::byte* p) {
+  const int16x8_t signs = vshlq_n_s16(vmovl_s8(vreinterpret_s8_u8(load_codes(p))), 7);
+  const uint16x8_t half = vandq_u16(vreinterpretq_u16_s16(signs), vdupq_n_u16(0xbfff));
+  const uint16x8_t nan = vceqq_u16(vandq_u16(half, vdupq_n_u16(0x3fff)), vdupq_n_u16(0x3f80));
+  return widen(vbslq_u16(nan, vdupq_n_u16(0x7e00), half), float16());
+}
+// The four bits from kShift on of each byte.
+template <int kShift>
+MLA_INLINE F32 load_int4(const std::byte* p) {
+  const uint8x8_t pairs = load_codes(p);
+  const uint8x8_t codes =
+      kShift == 0 ? vand_u8(pairs, vdup_n_u8(15)) : vshl_u8(pairs, vdup_n_s8(-kShift));
+  return of_integers(vsubq_s16(vreinterpretq_s16_u16(vmovl_u8(codes)), vdupq_n_s16(8)));
+}
+
+MLA_INLINE void store_codes(std::byte* p, int32x4_t low, int32x4_t high) {
+  const int16x8_t words = vcombine_s16(vmovn_s32(low), vmovn_s32(high));
+  vst1_s8(reinterpret_cast<std::int8_t*>(p), vmovn_s16(words));
+}
+// Of integers.
+MLA_INLINE void store_int8(std::byte* p, F32 a) {
+  store_codes(p, vcvtq_s32_f32(a.low), vcvtq_s32_f32(a.high));
+}
+// As encode_e4m3() rounds finite numbers.
+MLA_INLINE int32x4_t e4m3_codes(float32x4_t a) {
+  const uint32x4_t bits = vreinterpretq_u32_f32(a);
+  const uint32x4_t sign = vandq_u32(vshrq_n_u32(bits, 24), vdupq_n_u32(0x80));
+  const uint32x4_t magnitude =
+      vminq_u32(vandq_u32(bits, vdupq_n_u32(0x7fffffff)), vdupq_n_u32(0x43e00000));
+  const uint32x4_t odd = vandq_u32(vshrq_n_u32(magnitude, 20), vdupq_n_u32(1));
+  const uint32x4_t nearest =
+      vshrq_n_u32(vaddq_u32(magnitude, vaddq_u32(odd, vdupq_n_u32(0x7ffff))), 20);
+  const float32x4_t steps =
+      vrndnq_f32(vmulq_f32(vreinterpretq_f32_u32(magnitude), vdupq_n_f32(0x1p9f)));
+  const uint32x4_t small = vcltq_u32(magnitude, vdupq_n_u32(0x3c800000));
+  const uint32x4_t code =
+      vbslq_u32(small, vcvtq_u32_f32(steps), vsubq_u32(nearest, vdupq_n_u32(120 << 3)));
+  return vreinterpretq_s32_u32(vorrq_u32(code, sign));
+}
+MLA_INLINE void store_e4m3(std::byte* p, F32 a) {
+  store_codes(p, e4m3_codes(a.low), e4m3_codes(a.high));
+}
+
+MLA_INLINE void load_e4m3(const std::byte* p, F32 (&v)[2]) {
+  MLA_UNROLL (i, 2) v[i] = load_e4m3(p + i * kLanes);
+}
+
+// ---- kLanes numbers of four bits, two in a byte, even ones in its low half, with their scale
+
+// Number i is byte i.
+MLA_INLINE uint8x8_t load_half_bytes(const std::byte* p) {
+  std::uint32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  const uint8x8_t pairs = vreinterpret_u8_u32(vdup_n_u32(four));
+  return vzip1_u8(vand_u8(pairs, vdup_n_u8(15)), vshr_n_u8(pairs, 4));
+}
+struct Int4Lanes {
+  F32 scale;
+  int16x8_t zero_point;
+  MLA_INLINE Int4Lanes(float s, float z)
+      : scale(set1(s)), zero_point(vdupq_n_s16(static_cast<std::int16_t>(z))) {}
+  MLA_INLINE F32 load(const std::byte* p) const {
+    const int16x8_t codes = vreinterpretq_s16_u16(vmovl_u8(load_half_bytes(p)));
+    return of_integers(vsubq_s16(codes, zero_point)) * scale;
+  }
+};
+struct E2m1Lanes {
+  F32 scale;
+  MLA_INLINE E2m1Lanes(float s, float) : scale(set1(s)) {}
+  MLA_INLINE F32 load(const std::byte* p) const {
+    // As float16, whose second byte is 0.
+    const uint8x16_t first = {0x00, 0x38, 0x3c, 0x3e, 0x40, 0x42, 0x44, 0x46,
+                              0x80, 0xb8, 0xbc, 0xbe, 0xc0, 0xc2, 0xc4, 0xc6};
+    const uint8x8_t bytes = vqtbl1_u8(first, load_half_bytes(p));
+    return widen(vshll_n_u8(bytes, 8), float16()) * scale;
+  }
+};
