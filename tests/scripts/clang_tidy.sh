@@ -6,8 +6,14 @@
 tool=clang-tidy-16
 command -v $tool > /dev/null || { echo "skipped: no $tool"; exit 77; }
 status=0
-for source in tests/alone/all.cpp mla_compiled.cpp; do
-  $tool --quiet -p "$1" --warnings-as-errors='*' --header-filter='include/mla/' \
-    --extra-arg=-Wno-unknown-warning-option "$1/$source" || status=1
-done
+check() { # file, further options
+  source=$1
+  shift
+  $tool --quiet -p "$build" --warnings-as-errors='*' --header-filter='include/mla/' \
+    --extra-arg=-Wno-unknown-warning-option "$@" "$build/$source" || status=1
+}
+build=$1
+check tests/alone/all.cpp
+# Kernels leave memory and registers as they are until they write them.
+check mla_compiled.cpp --checks=-cppcoreguidelines-pro-type-member-init
 exit $status

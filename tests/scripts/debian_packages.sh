@@ -27,7 +27,7 @@ field() { # package, field, pattern
 }
 has libmla-dev include/mla/mla.hpp
 has libmla-dev include/mla.h
-has libmla-dev 'lib.*/libmla.so$'
+has libmla-dev 'lib.*/libmla.so -> '
 has libmla-dev 'lib.*/libmla_compiled.a'
 has libmla-dev 'lib.*/pkgconfig/mla-c.pc'
 has libmla-dev 'lib.*/cmake/mla/mlaConfig.cmake'

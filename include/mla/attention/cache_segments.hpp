@@ -37,8 +37,7 @@ class CacheSegments {
   explicit CacheSegments(Index rows) noexcept { list_[0].rows = rows; }
   CacheSegments(const CacheSegments&) = default;
   CacheSegments& operator=(const CacheSegments&) = default;
-  CacheSegments(CacheSegments&& other) noexcept
-      : CacheSegments(static_cast<const CacheSegments&>(other)) {
+  CacheSegments(CacheSegments&& other) noexcept : list_(other.list_), count_(other.count_) {
     other.clear();
   }
   CacheSegments& operator=(CacheSegments&& other) noexcept {

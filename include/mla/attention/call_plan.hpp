@@ -54,12 +54,12 @@ class CallPlan {
  public:
   /// What a sequence brings to the call.
   struct Share {
-    Index first_token;  ///< of the real tokens
-    Index tokens;
-    Index past;  ///< tokens in its caches before the call
-    AttentionForm mode;
-    SlidingWindow window;
-    Index offset;  ///< LatentCache::offset() of its caches
+    Index first_token = 0;  ///< of the real tokens
+    Index tokens = 0;
+    Index past = 0;  ///< tokens in its caches before the call
+    AttentionForm mode = AttentionForm::automatic;
+    SlidingWindow window = {};
+    Index offset = 0;  ///< LatentCache::offset() of its caches
   };
 
   /// `batch` has the caches of one layer; those of other layers have as many tokens. Makes room in

@@ -112,7 +112,7 @@ class DecompressedAttention {
   struct MadeRows {
     const simd::CacheKernels& kernels;
     RowLayout layout;
-    Index blocks;
+    Index blocks = 1;
 
     bool encoded() const noexcept { return layout.format != CacheFormat::float32; }
   };

@@ -200,8 +200,8 @@ struct AttentionConfig {
   }
   /// Factor on the queries of a position.
   double query_temperature(Index position) const noexcept {
-    return 1.0 + query_temperature_beta *
-                     std::log1p(static_cast<double>(position / query_temperature_length));
+    const Index length = position / query_temperature_length;  // whole ones
+    return 1.0 + query_temperature_beta * std::log1p(static_cast<double>(length));
   }
 
   /// Throws std::invalid_argument naming the first field that does not fit.

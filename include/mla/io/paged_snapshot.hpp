@@ -70,6 +70,7 @@ class PageNumbers {
 
   std::vector<Index> sizes() const {
     std::vector<Index> sizes;
+    sizes.reserve(pages_.size());
     for (const Page& page : pages_) sizes.push_back(page.rows);
     return sizes;
   }

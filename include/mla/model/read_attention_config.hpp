@@ -64,7 +64,7 @@ class DecoderConfig {
   const TextPart* part() const noexcept { return part_; }
 
   AttentionConfig attention() const {
-    const AttentionConfig attention = family_.read_attention(config_);
+    AttentionConfig attention = family_.read_attention(config_);
     try {
       attention.validate();
     } catch (const std::invalid_argument& error) {

@@ -143,7 +143,7 @@ class TextGeneration {
   }
 
   /// Leaves the state as it was.
-  void roll_back() noexcept {
+  void roll_back() noexcept {  // NOLINT(bugprone-exception-escape): there are never fewer tokens
     if (before_) {
       *state_ = std::move(*before_);
       return;

@@ -47,7 +47,7 @@ inline void write_json(const TemplateValue& value, int indent, int depth, std::s
   const auto line_break = [&](int level) {
     if (indent < 0) return;
     out += '\n';
-    out.append(static_cast<std::size_t>(indent * level), ' ');
+    out.append(static_cast<std::size_t>(indent) * static_cast<std::size_t>(level), ' ');
   };
   const auto separate = [&](bool& first) {
     if (!std::exchange(first, false)) out += indent < 0 ? ", " : ",";

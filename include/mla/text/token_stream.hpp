@@ -35,7 +35,7 @@ class TokenStream {
 
  private:
   std::string finished_run() {
-    const std::string run = std::exchange(run_, {});
+    std::string run = std::exchange(run_, {});
     if (is_utf8(run)) return run;
     std::string replaced;
     for (std::size_t i = 0; i < run.size(); ++i) replaced += "\xef\xbf\xbd";

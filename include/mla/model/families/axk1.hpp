@@ -21,7 +21,7 @@ inline constexpr std::string_view kAxk1Keys[] = {
     "routed_scaling_factor"};
 
 inline AttentionConfig read_axk1_attention(const ConfigReader& config) {
-  const AttentionConfig attention = read_deepseek_attention(config);
+  AttentionConfig attention = read_deepseek_attention(config);
   config.expect("head_dim", static_cast<double>(attention.qk_rope_head_dim));
   return attention;
 }

@@ -22,7 +22,7 @@ inline constexpr std::string_view kDeepSeekKeys[] = {
 
 inline AttentionConfig read_deepseek(const ConfigReader& config) {
   if (!config.boolean("use_mla", true)) config.fail("use_mla = false: this is not MLA");
-  const AttentionConfig attention = read_deepseek_attention(config);
+  AttentionConfig attention = read_deepseek_attention(config);
   config.expect("head_dim", static_cast<double>(attention.qk_rope_head_dim));
   return attention;
 }

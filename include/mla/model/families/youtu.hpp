@@ -14,7 +14,7 @@ inline constexpr std::string_view kYoutuKeys[] = {
     "num_hidden_layers", "hidden_act", "intermediate_size", "mlp_bias"};
 
 inline AttentionConfig read_youtu_attention(const ConfigReader& config) {
-  const AttentionConfig attention = read_deepseek_attention(config);
+  AttentionConfig attention = read_deepseek_attention(config);
   config.expect("head_dim", static_cast<double>(attention.qk_rope_head_dim));
   return attention;
 }

@@ -81,20 +81,20 @@ MLA_INLINE void reduce_add(F32 a, F32 b, F32 c, F32 d, float* out) {
 // ---- kLanes numbers of a quantised row, without their scale (core/quantised_rows.hpp)
 
 inline F32 load_int8(const std::byte* p) {
-  F32 a;
+  F32 a = zero();
   for (int i = 0; i < kLanes; ++i) a.v[i] = static_cast<float>(static_cast<std::int8_t>(p[i]));
   return a;
 }
 // Divided by 2^8, as other vectors read it.
 inline F32 load_e4m3(const std::byte* p) {
-  F32 a;
+  F32 a = zero();
   for (int i = 0; i < kLanes; ++i) a.v[i] = decode_e4m3(static_cast<std::uint8_t>(p[i])) * 0x1p-8f;
   return a;
 }
 // The four bits from kShift on of each byte.
 template <int kShift>
 F32 load_int4(const std::byte* p) {
-  F32 a;
+  F32 a = zero();
   for (int i = 0; i < kLanes; ++i)
     a.v[i] = static_cast<float>(static_cast<unsigned>(p[i]) >> kShift & 15u) - 8.0f;
   return a;
@@ -120,7 +120,7 @@ struct Int4Lanes {
   float scale, zero_point;
   Int4Lanes(float s, float z) : scale(s), zero_point(z) {}
   F32 load(const std::byte* p) const {
-    F32 a;
+    F32 a = zero();
     for (int i = 0; i < kLanes; ++i)
       a.v[i] = (static_cast<float>(half_byte(p, i)) - zero_point) * scale;
     return a;
@@ -130,7 +130,7 @@ struct E2m1Lanes {
   float scale;
   E2m1Lanes(float s, float) : scale(s) {}
   F32 load(const std::byte* p) const {
-    F32 a;
+    F32 a = zero();
     for (int i = 0; i < kLanes; ++i)
       a.v[i] = decode_e2m1(static_cast<std::uint8_t>(half_byte(p, i))) * scale;
     return a;
