@@ -69,7 +69,8 @@ class DecoderModel {
   /// used where the files are mapped, in the format that they have. Throws std::runtime_error
   /// naming the file, the key or the tensor that is not as it must be.
   static DecoderModel load(const std::filesystem::path& directory) {
-    return load(load_model_config(directory), Checkpoint(directory));
+    Checkpoint checkpoint(directory);
+    return load(load_model_config(directory), std::move(checkpoint));
   }
 
   /// The same of a checkpoint that was opened, and perhaps quantised, before: the model keeps it.
