@@ -25,7 +25,9 @@ class KeySpans {
         depth_(round_up(width_, kTileDepth)),
         shared_(keys.value_offset >= keys.key_offset &&
                 keys.value_offset + keys.value_width <= keys.key_offset + keys.key_width),
-        packed_stride_(packed_stride(width_, keys.value_width)),
+        packed_stride_(packed_stride(width_, shared_ ? 0 : keys.value_width)),
+        row_is_key_(make_row && keys.layout.width() == width_ && keys.key_offset == 0 &&
+                    (keys.tail_width == 0 || keys.tail_offset == keys.key_width)),
         in_place_(
             !make_row && !keys.selected && width_ == depth_ &&
             (keys.tail_width == 0 || keys.tail_offset == keys.key_offset + keys.key_width) &&
@@ -76,6 +78,7 @@ class KeySpans {
   }
 
  private:
+  static constexpr Index kRowsAhead = 3;
   static constexpr Index kCopiedKeys = 2 * kTileSide;  // of a span that lies in place, at most
 
   // With room for a value that is not part of its key. An odd number of cache lines: rows of a tile
@@ -95,12 +98,25 @@ class KeySpans {
       _mm512_mask_storeu_epi16(to + i, first_halves(n - i), load_halves(from, i, n));
   }
 
+  // A row that will be made soon comes into the first cache.
+  void ask_for(Index k) const {
+    if (k >= keys_.count) return;
+    const std::byte* const row = keys_.row_of(k);
+    for (Index at = 0; at < keys_.layout.bytes; at += 64) __builtin_prefetch(row + at);
+  }
+
   // A key, 0 up to whole tiles, and its value.
   void pack(Index k, Index value_at, bfloat16* to) const {
-    if (make_row_) make_row_(keys_.layout, keys_.row_of(k), row_);
-    const bfloat16* const row = make_row_ ? row_ : elements_of(k);
-    copy(row + keys_.key_offset, keys_.key_width, to);
-    copy(row + keys_.tail_offset, keys_.tail_width, to + keys_.key_width);
+    const bfloat16* row = make_row_ ? row_ : elements_of(k);
+    if (make_row_) ask_for(k + kRowsAhead);
+    if (row_is_key_) {
+      row = to;
+      make_row_(keys_.layout, keys_.row_of(k), to);
+    } else {
+      if (make_row_) make_row_(keys_.layout, keys_.row_of(k), row_);
+      copy(row + keys_.key_offset, keys_.key_width, to);
+      copy(row + keys_.tail_offset, keys_.tail_width, to + keys_.key_width);
+    }
     _mm512_mask_storeu_epi16(to + width_, first_halves(depth_ - width_), _mm512_setzero_si512());
     if (value_at < 0 || value_at + keys_.value_width > keys_.key_width)
       copy(row + keys_.value_offset, keys_.value_width, to + value_at);
@@ -112,6 +128,7 @@ class KeySpans {
   Index width_, depth_;
   bool shared_;  // a latent cache's value is part of its key
   Index packed_stride_;
+  bool row_is_key_;  // a made row needs no copy
   bool in_place_;
 };
 
