@@ -53,6 +53,7 @@ if [ "$what" = all ]; then  # the test run is narrower without these, but it run
   has_tool clang++-16 || optional+=(clang-16)
   has_sanitizers || optional+=(libclang-rt-16-dev)
   has_tool clang-format || optional+=(clang-format)
+  has_tool doxygen || optional+=(doxygen)
   has_tool python3 || optional+=(python3)
   has_tool clang-tidy-16 || optional+=(clang-tidy-16)
   # The tests on 64-bit ARM.

@@ -135,7 +135,7 @@ class Sampler {
   }
 
   /// The next number of the seed's sequence, from [0, 1): the upper 53 bits of splitmix64 (Steele
-  /// et al. 2014). <random>'s distributions are not used, since they differ between libraries.
+  /// et al. 2014). The standard distributions are not used, since they differ between libraries.
   double uniform() noexcept {
     std::uint64_t bits = (state_ += 0x9e3779b97f4a7c15u);
     bits = (bits ^ (bits >> 30)) * 0xbf58476d1ce4e5b9u;
