@@ -31,3 +31,10 @@ if(MLA_BUILD_EXAMPLES)
   list(APPEND CPACK_COMPONENTS_ALL programs)
 endif()
 include(CPack)
+
+# The overlay port of vcpkg says its version itself.
+file(READ ${CMAKE_CURRENT_LIST_DIR}/vcpkg/mla/vcpkg.json port)
+string(JSON port_version GET "${port}" version-semver)
+if(NOT port_version VERSION_EQUAL PROJECT_VERSION)
+  message(FATAL_ERROR "cmake/vcpkg/mla/vcpkg.json has version ${port_version}, not ${PROJECT_VERSION}")
+endif()
