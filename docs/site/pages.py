@@ -44,6 +44,7 @@ def for_doxygen(path):
         if file and not file.endswith(".md"):
             return text
         other = pathlib.PurePath(file).stem if file else page
+        text = text.replace("`", "")  # which Doxygen would show
         return f"[{text}](@ref {f'{other}-{anchor}' if anchor else f'page-{other}'})"
 
     for line, heading, links in parts(path):
