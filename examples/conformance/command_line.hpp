@@ -1,12 +1,10 @@
 #ifndef MLA_EXAMPLES_CONFORMANCE_COMMAND_LINE_HPP_
 #define MLA_EXAMPLES_CONFORMANCE_COMMAND_LINE_HPP_
 
-#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <cstddef>
 #include <exception>
-#include <filesystem>
 #include <new>
 #include <ostream>
 #include <span>
@@ -15,14 +13,14 @@
 #include <string_view>
 #include <vector>
 
-#include "case_file.hpp"
-#include "eviction_case.hpp"
 #include "model_case.hpp"
 #include "programs/cache_formats.hpp"
 #include "programs/isa_names.hpp"
 #include "programs/printable.hpp"
 #include "programs/run_program.hpp"
+#include "report.hpp"
 #include "run_case.hpp"
+#include "run_path.hpp"
 
 #include "mla/core/cache_format.hpp"
 #include "mla/core/error.hpp"
@@ -99,17 +97,6 @@ inline Arguments read_arguments(std::span<const std::string> words) {
   return arguments;
 }
 
-// A file itself, or the case files in a directory, by name.
-inline std::vector<std::filesystem::path> case_files(const std::string& path) {
-  if (!std::filesystem::is_directory(path)) return {path};
-  std::vector<std::filesystem::path> files;
-  for (const auto& entry : std::filesystem::directory_iterator(path))
-    if (entry.path().extension() == ".safetensors") files.push_back(entry.path());
-  if (files.empty()) throw_runtime(path, ": no *.safetensors in this directory");
-  std::ranges::sort(files);
-  return files;
-}
-
 struct Tally {
   int passed = 0;
   int failed = 0;
@@ -139,14 +126,6 @@ void attempt(const std::string& path, Tally& tally, std::ostream& err, const Act
 inline void print(const Report& report, Tally& tally, std::ostream& out) {
   out << report.line() << std::endl;
   ++(report.passed() ? tally.passed : tally.failed);
-}
-
-inline void run_file(const std::filesystem::path& path, const Options& options, Tally& tally,
-                     std::ostream& out) {
-  if (is_eviction_case(path))
-    return run_eviction(path, options, [&](const Report& report) { print(report, tally, out); });
-  const CaseFile file(path);
-  for (const Report& report : run_case(file, options)) print(report, tally, out);
 }
 
 inline void run_directory_of_model(const std::string& path, const Options& options, Tally& tally,
@@ -187,9 +166,10 @@ inline int run_command_line(std::span<const std::string> words, std::ostream& ou
   for (const std::string& path : arguments.paths)
     detail::attempt(path, tally, err, [&] {
       if (is_model(path)) return detail::run_directory_of_model(path, options, tally, out);
-      for (const auto& file : detail::case_files(path))
-        detail::attempt(file.string(), tally, err,
-                        [&] { detail::run_file(file, options, tally, out); });
+      for (const auto& file : case_files(path))
+        detail::attempt(file.string(), tally, err, [&] {
+          run_file(file, options, [&](const Report& report) { detail::print(report, tally, out); });
+        });
     });
   out << "# " << tally.passed << " pass, " << tally.failed << " fail" << std::endl;
   return tally.unusable > 0 ? 2 : tally.failed > 0 ? 1 : 0;

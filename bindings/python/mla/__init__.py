@@ -10,20 +10,26 @@ from ._mla import (
     AttentionConfig,
     AttentionLayer,
     Cache,
+    ConformanceCheck,
+    ConformanceReport,
     Generation,
     Model,
     State,
     Tokenizer,
     __version__,
+    conformance,
 )
 
 __all__ = [
     "AttentionConfig",
     "AttentionLayer",
     "Cache",
+    "ConformanceCheck",
+    "ConformanceReport",
     "Generation",
     "Model",
     "State",
     "Tokenizer",
     "__version__",
+    "conformance",
 ]

@@ -246,3 +246,46 @@ class AttentionLayer:
     ) -> NDArray[np.float32]:
         """Several sequences: x holds their tokens one sequence after the other, ``lengths`` of
         each."""
+
+class ConformanceCheck:
+    """One comparison with what a case states."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def error(self) -> float:
+        """Largest absolute difference."""
+    @property
+    def largest(self) -> float:
+        """Largest absolute value expected."""
+    @property
+    def tolerance(self) -> float:
+        """Of ``error / largest``."""
+    @property
+    def passed(self) -> bool: ...
+
+class ConformanceReport:
+    """A case, in one form of attention."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def checks(self) -> list[ConformanceCheck]: ...
+    @property
+    def passed(self) -> bool: ...
+
+def conformance(
+    path: str,
+    *,
+    isa: str | None = None,
+    mode: str = "automatic",
+    weights: str = "f32",
+    cache: str = "f32",
+    tolerance: float = 1e-3,
+    model: str = "",
+) -> list[ConformanceReport]:
+    """Runs conformance cases, as mla-conformance does: a case file, a directory of them, or a model with
+    a goldens.safetensors beside its weights. ``mode``: "automatic" runs both forms of attention.
+    ``tolerance`` is of models, ``model`` the directory of the model of eviction cases."""

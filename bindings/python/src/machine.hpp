@@ -25,9 +25,10 @@
 
 namespace mla::python {
 
-/// Adds the classes of models and generation, and those of attention layers.
+/// Adds the classes of models and generation, of attention layers, and of conformance cases.
 void define_models(py::module_& module);
 void define_attention(py::module_& module);
+void define_conformance(py::module_& module);
 
 using Rows = Eigen::Map<RowMajorMatrix, 0, Eigen::OuterStride<>>;
 using ConstRows = Eigen::Map<const RowMajorMatrix, 0, Eigen::OuterStride<>>;

@@ -9,4 +9,5 @@ PYBIND11_MODULE(_mla, module) {
   module.attr("__version__") = MLA_VERSION;
   mla::python::define_attention(module);
   mla::python::define_models(module);
+  mla::python::define_conformance(module);
 }

@@ -583,3 +583,28 @@ def test_the_stubs_have_what_the_module_has():
         }
         real = {name for name in dir(getattr(mla, node.name)) if not name.startswith("_")}
         assert {name for name in stubs if not name.startswith("_")} == real, node.name
+
+
+# ------------------------------------------------------------------------------------- conformance
+
+
+def test_conformance_of_a_layer_and_of_a_model():
+    cases = pathlib.Path(os.environ["MLA_TEST_DATA"])
+    layer = mla.conformance(str(cases / "goldens" / "v3_mini.safetensors"))
+    assert [report.mode for report in layer] == ["absorbed", "decompressed"]
+    assert all(report.passed and report.checks for report in layer)
+    (absorbed,) = mla.conformance(str(cases / "goldens" / "v3_mini.safetensors"), mode="absorbed", cache="bf16")
+    assert absorbed.passed and absorbed.checks[0].error > layer[0].checks[0].error > 0
+    whole = mla.conformance(str(MODEL))
+    assert whole and all(report.passed for report in whole)
+    exact = mla.conformance(str(MODEL), tolerance=0)
+    assert not all(report.passed for report in exact)
+
+
+def test_conformance_says_what_cannot_be_run(tmp_path):
+    with pytest.raises(RuntimeError, match="no .*safetensors"):
+        mla.conformance(str(tmp_path))
+    with pytest.raises(ValueError, match="weights must be f32 or bf16, got int4"):
+        mla.conformance(str(MODEL), weights="int4")
+    with pytest.raises(ValueError, match="mode must be"):
+        mla.conformance(str(MODEL), mode="fast")
