@@ -1,11 +1,11 @@
 // The published client library of the API, unmodified, against a running server.
-//   node openai_client.mjs http://127.0.0.1:8080/v1
+//   node openai_client.mjs http://127.0.0.1:8080
 import assert from "node:assert/strict";
 import {createRequire} from "node:module";
 
 // From NODE_PATH, which imports do not look at.
 const {default: OpenAI} = createRequire(import.meta.url)("openai");
-const client = new OpenAI({baseURL: process.argv[2], apiKey: "none", maxRetries: 0});
+const client = new OpenAI({baseURL: process.argv[2] + "/v1", apiKey: "none", maxRetries: 0});
 
 const models = await client.models.list();
 const model = models.data[0].id;
