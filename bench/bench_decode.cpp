@@ -80,12 +80,10 @@ class Decoder {
   }
 
   /// Writes to the end of the context; seconds a token.
-  double decode(Index prompt_number, bool speculative, mla::GenerationResult& all) {
+  double decode(Index prompt_number, mla::GenerationOptions options, mla::GenerationResult& all) {
     state_.clear();
     double first = 0.0;
-    mla::GenerationOptions options;
     options.max_tokens = model_.max_position_embeddings();
-    options.speculative = speculative;
     options.stop_at_eos = false;
     options.on_token = [&](TokenId) {
       if (first == 0.0) first = mla::bench::thread_seconds();
@@ -96,6 +94,8 @@ class Decoder {
     const double elapsed = mla::bench::thread_seconds() - first;
     all.drafted_tokens += result.drafted_tokens;
     all.accepted_tokens += result.accepted_tokens;
+    all.generated_tokens += result.generated_tokens - 1;  // the first is the prompt's
+    all.decode_calls += result.decode_calls;
     return elapsed / static_cast<double>(result.generated_tokens - 1);
   }
 
@@ -109,17 +109,22 @@ class Decoder {
   double bytes_ = 0.0;
 };
 
-// us_a_token, plainly and speculatively; times_bandwidth: the plain time divided by the time to
-// read a token's weights, from a block of memory of that size read again and again.
+// us_a_token, plainly and with drafts (`prediction` 1: by the module; `lookup`: out of the text);
+// times_bandwidth: the plain time divided by the time to read a token's weights, from a block of
+// memory of that size read again and again.
 void decode(benchmark::State& state, Decoder& decoder) {
   mla::bench::ReadBandwidth cache(static_cast<std::size_t>(decoder.bytes()));
   std::vector<double> plain, speculative, bandwidth, ratio;
-  mla::GenerationResult drafts;
+  mla::GenerationOptions with;
+  with.speculative = state.range(0) != 0;
+  with.draft_tokens = state.range(1);
+  with.lookup = state.range(2);
+  mla::GenerationResult drafts, none;
   Index prompt = 0;
   for (auto _ : state) {
     bandwidth.push_back(cache.measure_cached());
-    plain.push_back(decoder.decode(prompt, false, drafts));
-    speculative.push_back(decoder.decode(prompt, true, drafts));
+    plain.push_back(decoder.decode(prompt, {}, none));
+    speculative.push_back(decoder.decode(prompt, with, drafts));
     ratio.push_back(plain.back() / speculative.back());
     state.SetIterationTime(plain.back());
     ++prompt;
@@ -128,6 +133,7 @@ void decode(benchmark::State& state, Decoder& decoder) {
   state.counters["speculative_us"] = 1e6 * median(speculative);
   state.counters["speed_up"] = median(ratio);
   state.counters["acceptance"] = drafts.acceptance();
+  state.counters["tokens_per_call"] = double(drafts.generated_tokens) / double(drafts.decode_calls);
   state.counters["weights_MB"] = 1e-6 * decoder.bytes();
   state.counters["cache_GB/s"] = 1e-9 * median(bandwidth);
   state.counters["times_bandwidth"] = median(plain) * median(bandwidth) / decoder.bytes();
@@ -185,16 +191,19 @@ void part(benchmark::State& state, Decoder& decoder, const std::string& name) {
 int main(int argc, char** argv) {
   benchmark::Initialize(&argc, argv);
   Decoder decoder(argc > 1 ? argv[1] : MLA_MODELS "/tiny-shakespeare-v3");
-  benchmark::RegisterBenchmark("Decode", decode, std::ref(decoder))
-      ->UseManualTime()
-      ->Iterations(32)
-      ->Unit(benchmark::kMicrosecond);
+  auto* const rows = benchmark::RegisterBenchmark("Decode", decode, std::ref(decoder));
+  rows->ArgNames({"prediction", "drafts", "lookup"});
+  if (decoder.model().prediction())
+    for (const Index drafts : {1, 2, 3, 4}) rows->Args({1, drafts, 0});
+  for (const Index drafts : {1, 4, 8}) rows->Args({0, drafts, 3});
+  if (decoder.model().prediction()) rows->Args({1, 1, 3})->Args({1, 4, 3});
+  rows->UseManualTime()->Iterations(32)->Unit(benchmark::kMicrosecond);
   for (const char* name : {"layers", "head", "prediction", "sampler"})
-    for (const Index rows : {1, 2})
+    for (const Index tokens : {1, 2, 3, 5})
       benchmark::RegisterBenchmark((std::string("Part/") + name).c_str(), part, std::ref(decoder),
                                    name)
           ->ArgName("rows")
-          ->Arg(rows)
+          ->Arg(tokens)
           ->UseManualTime()
           ->Iterations(200)
           ->Unit(benchmark::kMicrosecond);

@@ -8,6 +8,9 @@
 //   Decode   each of some texts goes on by one token. B/s: of the weights and scales that a step
 //            needs, read once; of_bandwidth: divided by what the same threads read from memory
 //
+//   Verify   one text goes on by some tokens in one call, as drafts are verified. cost: the time by
+//            that of one token; drafts pay where more tokens of a call are right than that
+//
 // of_roofline: the time that bandwidth or peak of the same run allow, by the time it took.
 // loaded_MB: what loading brought into memory; resident_MB: that and the calls since, their caches
 // included; model_MB: the file.
@@ -138,6 +141,14 @@ class Texts {
     }
   }
 
+  // The first text by several tokens, all of which are taken back.
+  void verify(Index count) {
+    const std::vector<TokenId> tokens = some_tokens(count, model_, steps_++);
+    logits_.resize(count, model_.vocab_size());
+    model_.forward(tokens, states_[0], logits_, context_, {.mode = AttentionForm::absorbed});
+    states_[0].truncate(kHistory);
+  }
+
   // All in one call.
   void step() {
     const std::vector<TokenId> tokens = some_tokens(std::ssize(states_), model_, steps_++);
@@ -167,6 +178,27 @@ void decode(benchmark::State& state) {
       Meter(state, bench.context).run(flops, weights.bytes_of(tokens), [&] { batch.step(); });
   state.counters["tokens/s"] = tokens / seconds;
   model.report(state);
+}
+
+void verify(benchmark::State& state) {
+  const Index tokens = state.range(4);
+  Bench bench(state, static_cast<int>(state.range(3)));
+  const LoadedModel& model = loaded_model(state);
+  Texts text(model.decoder(), cache_for_weights(state), 1, bench.context);
+  std::vector<double> one, all;
+  const auto time_of = [&](Index count) {
+    const double start = seconds_of(state.range(3));
+    text.verify(count);
+    return seconds_of(state.range(3)) - start;
+  };
+  time_of(tokens);
+  for (auto _ : state) {
+    one.push_back(time_of(1));
+    all.push_back(time_of(tokens));
+    state.SetIterationTime(all.back());
+  }
+  state.counters["cost"] = median(all) / median(one);
+  state.counters["median_ms"] = 1e3 * median(all);
 }
 
 void prompt(benchmark::State& state) {
@@ -216,6 +248,8 @@ void register_rows() {
         for (const Index threads : std::set<Index>{1, cores}) {
           row("Prompt", prompt, {isa, type, dims, threads, 1});
           for (const Index texts : {1, 8}) row("Decode", decode, {isa, type, dims, threads, texts});
+          for (const Index tokens : {2, 3, 5, 9})
+            row("Verify", verify, {isa, type, dims, threads, tokens});
         }
       }
 }

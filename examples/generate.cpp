@@ -3,11 +3,13 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <iostream>
 #include <mla/model/decoder_model.hpp>
 #include <mla/model/decoder_state.hpp>
+#include <mla/model/draft_lookup.hpp>
 #include <mla/model/generate.hpp>
 #include <mla/model/sampler.hpp>
 #include <mla/text/streaming_decoder.hpp>
@@ -26,6 +28,7 @@
 #include "programs/processors.hpp"
 #include "programs/progress.hpp"
 #include "programs/run_program.hpp"
+#include "programs/statistics.hpp"
 #include "programs/token_ids.hpp"
 
 namespace {
@@ -55,7 +58,10 @@ std::string usage() {
          "goes "
          "on for ever\n"
          "  --keep N                how many first ones (4)\n"
-         "  --speculative           draft by multi-token prediction; greedy text stays the same\n" +
+         "  --speculative           draft by multi-token prediction; greedy text stays the same\n"
+         "  --lookup N              draft what followed the last N tokens where they were before, "
+         "if they were\n"
+         "  --drafts N              at most N drafts at a time (1; with --lookup alone 4)\n" +
          mla::programs::model_usage() +
          "  --ids                   print token ids, one a line, in place of text\n"
          "  --stats                 print speed, cache size and accepted drafts to standard error\n"
@@ -71,6 +77,7 @@ struct Options {
   mla::SamplerOptions sampler;
   mla::SlidingWindow window;
   bool speculative = false, ids = false, stats = false, chat = false;
+  Index lookup = 0, drafts = 1;
   std::optional<std::string> system, thinking;
 };
 
@@ -97,11 +104,23 @@ void parse_chat(const mla::programs::CommandLine& line, Options& options) {
   mla::require(!options.chat || !line.has("--ids"), "--ids is not for --chat");
 }
 
+void parse_drafts(const mla::programs::CommandLine& line, Options& options) {
+  options.speculative = line.has("--speculative");
+  options.lookup = line.number("--lookup", Index{0}, Index{1});
+  mla::require(options.lookup <= mla::DraftLookup::kLongestMatch, "--lookup must be at most ",
+               mla::DraftLookup::kLongestMatch, ", got ", options.lookup);
+  mla::require(options.speculative || options.lookup > 0 || !line.has("--drafts"),
+               "--drafts needs --speculative or --lookup");
+  options.drafts = line.number("--drafts", Index{options.speculative ? 1 : 4}, Index{1});
+  mla::require(options.drafts <= mla::GenerationOptions::kMostDrafts, "--drafts must be at most ",
+               mla::GenerationOptions::kMostDrafts, ", got ", options.drafts);
+}
+
 Options parse(const std::vector<std::string>& words) {
   const auto names = mla::programs::with_model_options(
       {"--prompt", "--prompt-file", "--prompt-ids", "--max-tokens", "--temperature", "--top-k",
        "--top-p", "--min-p", "--repetition-penalty", "--seed", "--window", "--keep", "--system",
-       "--thinking"});
+       "--thinking", "--lookup", "--drafts"});
   constexpr std::array<std::string_view, 4> kFlags = {"--speculative", "--ids", "--stats",
                                                       "--chat"};
   const mla::programs::CommandLine line(words, names, kFlags);
@@ -126,7 +145,7 @@ Options parse(const std::vector<std::string>& words) {
   mla::require(options.window || !line.has("--keep"), "--keep needs --window");
   if (options.window) options.window.keep = line.number("--keep", Index{4}, Index{0});
   mla::require(!options.chat || !options.window, "--window is not for --chat");
-  options.speculative = line.has("--speculative");
+  parse_drafts(line, options);
   options.ids = line.has("--ids");
   options.stats = line.has("--stats");
   return options;
@@ -178,36 +197,6 @@ void check_prompt(const std::vector<TokenId>& prompt, const mla::ModelConfig& co
                  " of the prompt is not in the vocabulary of ", config.vocab_size);
 }
 
-// If every head's key and value of the same tokens were cached.
-double multi_head_bytes(const mla::DecoderState& state, const mla::AttentionConfig& config) {
-  const Index predicted = state.prediction() ? state.prediction()->size() : 0;
-  const Index head = config.qk_head_dim() + config.v_head_dim;
-  return static_cast<double>((state.layers() * state.size() + predicted) *
-                             config.num_attention_heads *
-                             mla::row_layout(state.format(), head, 0).bytes);
-}
-
-void print_stats(const mla::GenerationResult& result, const mla::DecoderState& state,
-                 const mla::AttentionConfig& config) {
-  const auto per_second = [](Index tokens, double seconds) {
-    return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
-  };
-  const auto print = [&](const char* name, Index tokens, double seconds) {
-    std::fprintf(stderr, "%s %6td tokens  %9.1f ms  %9.1f tokens/s\n", name, tokens, 1e3 * seconds,
-                 per_second(tokens, seconds));
-  };
-  print("prefill", result.prompt_tokens, result.prefill_seconds);
-  print("decode ", result.generated_tokens, result.decode_seconds);
-  const double latent = static_cast<double>(state.bytes_used());
-  const double multi_head = multi_head_bytes(state, config);
-  std::fprintf(stderr, "cache   %6td tokens  MLA %.0f bytes  MHA %.0f bytes  %.1f times, %s\n",
-               state.size(), latent, multi_head, latent > 0.0 ? multi_head / latent : 0.0,
-               std::string(name_of(state.format())).c_str());
-  if (result.drafted_tokens > 0)
-    std::fprintf(stderr, "drafts  %6td tokens  %td accepted, %.1f %%\n", result.drafted_tokens,
-                 result.accepted_tokens, 100.0 * result.acceptance());
-}
-
 // Continues the text in `state`; its new tokens go to `writer` and to the end of `seen`.
 void generate(const Options& options, const mla::DecoderModel& model,
               std::span<const TokenId> prompt, mla::DecoderState& state, mla::Sampler& sampler,
@@ -216,6 +205,8 @@ void generate(const Options& options, const mla::DecoderModel& model,
   mla::GenerationOptions generation;
   generation.max_tokens = options.max_tokens;
   generation.speculative = options.speculative;
+  generation.lookup = options.lookup;
+  generation.draft_tokens = options.drafts;
   generation.window = options.window;
   generation.prefill_mode = generation.decode_mode = options.model.mode;
   generation.chunk_tokens = 64;  // often enough to see progress
@@ -228,7 +219,10 @@ void generate(const Options& options, const mla::DecoderModel& model,
     seen.push_back(token);
     return true;
   };
-  const auto result = mla::generate(model, state, prompt, sampler, context, generation);
+  const std::vector<mla::GenerationTask<mla::Sampler>> task = {
+      {&state, prompt, &sampler, generation,
+       std::span(seen).first(std::min(seen.size(), static_cast<std::size_t>(state.size())))}};
+  const auto result = mla::generate(model, task, context).front();
   writer.finish();
   if (result.stop == mla::StopReason::context_full)
     mla::programs::complain(
@@ -236,7 +230,7 @@ void generate(const Options& options, const mla::DecoderModel& model,
         "the context of " + std::to_string(model.max_position_embeddings()) + " tokens is full");
   // The text ends in no line break of its own, and both may go to the same place.
   if (options.stats && !options.ids && ::isatty(STDOUT_FILENO) == 0) std::fputc('\n', stderr);
-  if (options.stats) print_stats(result, state, model.config().attention);
+  if (options.stats) mla::programs::print_statistics(result, state, model.config().attention);
 }
 
 // Answers one line after the other.

@@ -35,8 +35,9 @@ void check_prompt(const mla::server::Prompt& prompt) {
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static const mla::Tokenizer tokenizer = small_tokenizer();
-  static const mla::server::RequestContext context = {
-      tokenizer, "m", mla::server::ChatFormat::deepseek_v2, 1000, 1};
+  static const mla::server::ChatFormat format = {.chat_template =
+                                                     mla::ChatTemplate(mla::server::kPlainChat)};
+  static const mla::server::RequestContext context = {tokenizer, "m", format, 1000, 1};
   const std::string_view input = mla::fuzz::text_of(data, size);
   if (input.empty()) return 0;
   const std::string_view body = input.substr(1);

@@ -18,7 +18,7 @@ struct HttpOptions {
   int port = 8080;      ///< 0: any that is free
   std::string api_key;  ///< empty: none is asked for
   std::string model;    ///< the name that requests must ask for
-  ChatFormat chat_format = ChatFormat::deepseek_v2;
+  ChatFormat chat_format = {};
   std::size_t max_body_bytes = 8u << 20;
   std::size_t max_connections = 256;     ///< served at the same time; others wait
   std::chrono::seconds time_limit{600};  ///< for an answer, from its request on

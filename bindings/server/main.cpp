@@ -7,6 +7,8 @@
 #include <cstdlib>
 #include <filesystem>
 #include <mla/model/decoder_model.hpp>
+#include <mla/model/draft_lookup.hpp>
+#include <mla/model/generation_options.hpp>
 #include <mla/text/tokenizer.hpp>
 #include <string>
 #include <string_view>
@@ -34,11 +36,15 @@ std::string usage() {
          "  --api-key-file FILE     clients must send the key in FILE; also MLA_API_KEY in the "
          "environment\n"
          "  --model-name NAME       what clients call the model (the directory's name)\n"
-         "  --chat-format FORMAT    deepseek_v2, deepseek_v3 or kimi_k2 (by the model's tokens)\n"
+         "  --chat-template FILE    in Jinja, in place of the model's own\n"
          "  --max-choices N         texts that are written at the same time (16)\n"
          "  --max-waiting N         prompts that may wait; more are refused with 429 (64)\n"
          "  --chunk-tokens N        of prompts that are read at a time, between the tokens of "
          "others (256)\n"
+         "  --lookup N              draft what followed the last N tokens of a text where they "
+         "were "
+         "before (0: no drafts)\n"
+         "  --drafts N              at most N drafts at a time (4)\n"
          "  --prefix-cache-mib N    kept of prompts for others that begin alike (1024; 0: none)\n"
          "  --max-body-bytes N      of a request (8388608)\n"
          "  --max-connections N     served at the same time (256)\n"
@@ -53,7 +59,7 @@ struct Options {
   mla::programs::ModelOptions model;
   mla::server::SchedulerOptions scheduler;
   mla::server::HttpOptions http;
-  std::string chat_format;  // empty: by the model
+  std::string chat_template;  // empty: the model's
 };
 
 // One line, without its end.
@@ -67,9 +73,9 @@ std::string read_key(const std::string& path) {
 
 Options parse(const std::vector<std::string>& words) {
   const auto names = mla::programs::with_model_options(
-      {"--host", "--port", "--api-key-file", "--model-name", "--chat-format", "--max-choices",
-       "--max-waiting", "--chunk-tokens", "--prefix-cache-mib", "--max-body-bytes",
-       "--max-connections", "--time-limit", "--io-limit"});
+      {"--host", "--port", "--api-key-file", "--model-name", "--chat-template", "--max-choices",
+       "--lookup", "--drafts", "--max-waiting", "--chunk-tokens", "--prefix-cache-mib",
+       "--max-body-bytes", "--max-connections", "--time-limit", "--io-limit"});
   const mla::programs::CommandLine line(words, names, {});
   mla::require(line.rest().size() == 1, "one MODEL_DIR is needed, got ", line.rest().size());
   Options options;
@@ -83,15 +89,19 @@ Options parse(const std::vector<std::string>& words) {
   options.http.model =
       (directory.has_filename() ? directory : directory.parent_path()).filename().string();
   options.http.model = line.text("--model-name").value_or(options.http.model);
-  options.chat_format = line.text("--chat-format").value_or("");
-  mla::require(options.chat_format.empty() ||
-                   mla::server::chat_format_from_name(options.chat_format).has_value(),
-               "--chat-format must be deepseek_v2, deepseek_v3 or kimi_k2, got ",
-               options.chat_format);
+  options.chat_template = line.text("--chat-template").value_or("");
   auto& scheduler = options.scheduler;
   scheduler.max_choices = line.number("--max-choices", scheduler.max_choices, Index{1});
   scheduler.max_waiting = line.number("--max-waiting", scheduler.max_waiting, Index{1});
   scheduler.chunk_tokens = line.number("--chunk-tokens", scheduler.chunk_tokens, Index{1});
+  scheduler.lookup = line.number("--lookup", scheduler.lookup, Index{0});
+  mla::require(scheduler.lookup <= mla::DraftLookup::kLongestMatch, "--lookup must be at most ",
+               mla::DraftLookup::kLongestMatch, ", got ", scheduler.lookup);
+  mla::require(scheduler.lookup > 0 || !line.has("--drafts"), "--drafts needs --lookup");
+  scheduler.draft_tokens = line.number("--drafts", scheduler.draft_tokens, Index{1});
+  mla::require(scheduler.draft_tokens <= mla::GenerationOptions::kMostDrafts,
+               "--drafts must be at most ", mla::GenerationOptions::kMostDrafts, ", got ",
+               scheduler.draft_tokens);
   constexpr std::size_t kMib = 1 << 20;
   const auto mib = line.number("--prefix-cache-mib", std::size_t{1024});
   mla::require(mib <= (std::size_t{1} << 30), "--prefix-cache-mib must be at most 2^30, got ", mib);
@@ -137,15 +147,18 @@ void run(Options options) {
       mla::programs::load_tokenizer(options.model.directory, model.config());
   if (options.model.threads == 0)
     options.model.threads = mla::programs::default_threads(model.hidden_size());
-  options.http.chat_format = options.chat_format.empty()
-                                 ? mla::server::chat_format_of(tokenizer)
-                                 : *mla::server::chat_format_from_name(options.chat_format);
+  options.http.chat_format =
+      mla::server::ChatFormat::load(options.model.directory, options.chat_template);
   const Signals signals;
   mla::programs::Machine machine(options.model);
   mla::server::Scheduler scheduler(model, tokenizer, machine.context(), options.scheduler);
   mla::server::HttpServer server(scheduler, tokenizer, model.max_position_embeddings(),
                                  options.http);
   mla::programs::complain(kName, describe(options.model));
+  const mla::server::ChatFormat& chat = options.http.chat_format;
+  if (chat.plain)
+    mla::programs::complain(kName, "no chat template, so chats are plain: User: ... Assistant:");
+  if (!chat.chat_template) mla::programs::complain(kName, "no chats: " + chat.refusal);
   mla::programs::complain(kName, options.http.model + " on http://" + options.http.host + ":" +
                                      std::to_string(server.port()));
   std::thread ending([&] {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <limits>
 #include <optional>
 #include <stdexcept>
@@ -255,13 +256,10 @@ std::vector<ChatMessage> read_messages(Fields& fields) {
     if (!one.is_object()) refuse(where, where, " must be an object, got ", json_text(one));
     const auto role = one.find("role");
     ChatMessage message;
-    if (role != one.end() && (*role == "system" || *role == "developer"))
-      message.role = ChatMessage::Role::system;
-    else if (role != one.end() && *role == "user")
-      message.role = ChatMessage::Role::user;
-    else if (role != one.end() && *role == "assistant")
-      message.role = ChatMessage::Role::assistant;
-    else
+    for (const char* known : {"system", "user", "assistant"})
+      if (role != one.end() && *role == known) message.role = known;
+    if (role != one.end() && *role == "developer") message.role = "system";
+    if (message.role.empty())
       refuse(where, where, ".role must be system, developer, user or assistant, got ",
              role == one.end() ? "nothing" : json_text(*role));
     for (const auto& [name, content] : one.items())
@@ -274,9 +272,35 @@ std::vector<ChatMessage> read_messages(Fields& fields) {
   return messages;
 }
 
+// Variables of the template, such as {"enable_thinking": false}.
+ChatOptions read_chat_options(Fields& fields) {
+  ChatOptions options;
+  const Json* const variables = fields.find("chat_template_kwargs");
+  if (!variables) return options;
+  if (!variables->is_object())
+    refuse("chat_template_kwargs", "chat_template_kwargs must be an object, got ",
+           json_text(*variables));
+  for (const auto& [name, value] : variables->items()) {
+    if (name == "messages" || name == "bos_token" || name == "eos_token" ||
+        name == "add_generation_prompt")
+      refuse("chat_template_kwargs", "chat_template_kwargs cannot set ", name);
+    options.variables[name] = value.dump();
+  }
+  return options;
+}
+
 std::vector<TokenId> encode_chat(Fields& fields, const RequestContext& context) {
-  const std::string text = chat_text(context.chat_format, read_messages(fields));
-  return encode(context.tokenizer, text, context.tokenizer.bos_id().has_value(), "messages");
+  const std::vector<ChatMessage> messages = read_messages(fields);
+  const ChatOptions options = read_chat_options(fields);
+  if (!context.chat_format.chat_template)
+    refuse("messages", "this model cannot chat: ", context.chat_format.refusal);
+  std::string text;
+  try {
+    text = context.chat_format.chat_template->render(messages, options);
+  } catch (const std::exception& error) {
+    refuse("messages", "the model's chat template refuses the messages: ", error.what());
+  }
+  return encode(context.tokenizer, text, false, "messages");  // the template has the BOS
 }
 
 }  // namespace

@@ -21,7 +21,7 @@ namespace mla::server {
 struct RequestContext {
   const Tokenizer& tokenizer;
   std::string model;  ///< the name that requests must ask for
-  ChatFormat chat_format;
+  const ChatFormat& chat_format;
   Index max_position_embeddings;
   std::uint64_t seed;  ///< for a request that has none
 };

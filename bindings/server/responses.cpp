@@ -191,6 +191,8 @@ std::string metrics_text(const Statistics& s) {
   metric("cached_tokens_total", "counter", "Tokens of prompts that were not computed again.",
          s.cached_tokens);
   metric("generated_tokens_total", "counter", "Tokens of all choices.", s.generated_tokens);
+  metric("drafted_tokens_total", "counter", "Drafts by looking up.", s.drafted_tokens);
+  metric("accepted_tokens_total", "counter", "Drafts that were right.", s.accepted_tokens);
   metric("rounds_total", "counter", "Passes through the model.", s.rounds);
   metric("busy_seconds_total", "counter", "Time in these.", s.busy_seconds);
   metric("waiting_prompts", "gauge", "Prompts in the queue.", s.waiting_prompts);
@@ -222,6 +224,8 @@ Json health_json(const Statistics& s) {
           {"prompt_tokens", s.prompt_tokens},
           {"cached_tokens", s.cached_tokens},
           {"generated_tokens", s.generated_tokens},
+          {"drafted_tokens", s.drafted_tokens},
+          {"accepted_tokens", s.accepted_tokens},
           {"cache_tokens", s.cache_tokens},
           {"cache_bytes", s.cache_bytes},
           {"multi_head_cache_bytes", s.multi_head_bytes}};

@@ -8,6 +8,8 @@
 #include <utility>
 
 #include "mla/core/error.hpp"
+#include "mla/model/draft_lookup.hpp"
+#include "mla/model/drafts.hpp"
 
 namespace mla::server {
 namespace {
@@ -41,13 +43,32 @@ double seconds_since(Clock::time_point start) {
 
 /// One continuation of a prompt.
 struct Scheduler::Choice {
-  Choice(Index choice_number, const Prompt& prompt, Index vocab_size, const Tokenizer& tokenizer)
+  Choice(Index choice_number, const Prompt& prompt, Index vocab_size, const Tokenizer& tokenizer,
+         const SchedulerOptions& options)
       : number(choice_number),
         sampler(vocab_size, seeded(prompt.sampling, choice_number)),
         text(prompt.tokens),
         decoder(tokenizer),
-        stops(prompt.stop) {
+        stops(prompt.stop),
+        drafts(options.lookup > 0 ? options.draft_tokens : 0, vocab_size, false),
+        left(prompt.max_tokens) {
     text.reserve(text.size() + static_cast<std::size_t>(prompt.max_tokens));
+    if (options.lookup == 0) return;
+    lookup.emplace(options.lookup);
+    lookup->reserve(std::ssize(prompt.tokens) + prompt.max_tokens);
+    lookup->append(prompt.tokens);
+  }
+
+  // What goes through the model next: the last token and its drafts. A text that has room for n
+  // tokens has use for n - 1 drafts.
+  std::span<const TokenId> next(Index draft_tokens) {
+    if (lookup) drafts.look_up(*lookup, std::min(draft_tokens, left - 1));
+    return drafts.after(text.back());
+  }
+  void append(TokenId token) {
+    text.push_back(token);
+    --left;
+    if (lookup) lookup->append(std::span(&token, 1));
   }
 
   static SamplerOptions seeded(SamplerOptions options, Index choice) {
@@ -60,7 +81,10 @@ struct Scheduler::Choice {
   std::vector<TokenId> text;  // prompt and what was generated
   StreamingDecoder decoder;
   StopStrings stops;
-  Index row = -1;  // of the logits of this round
+  mla::detail::Drafts<Sampler> drafts;
+  std::optional<DraftLookup> lookup;  // where there are drafts
+  Index left;                         // of max_tokens
+  Index row = -1;                     // of the first logits of this round
   bool done = false;
 };
 
@@ -88,9 +112,15 @@ Scheduler::Scheduler(const DecoderModel& model, const Tokenizer& tokenizer, Cont
   require(options.max_choices >= 1, "max_choices must be at least 1, got ", options.max_choices);
   require(options.max_waiting >= 1, "max_waiting must be at least 1, got ", options.max_waiting);
   require(options.chunk_tokens >= 1, "chunk_tokens must be at least 1, got ", options.chunk_tokens);
+  require(options.lookup >= 0 && options.lookup <= DraftLookup::kLongestMatch,
+          "lookup must be from 0 to ", DraftLookup::kLongestMatch, ", got ", options.lookup);
+  require(options.draft_tokens >= 1 && options.draft_tokens <= GenerationOptions::kMostDrafts,
+          "draft_tokens must be from 1 to ", GenerationOptions::kMostDrafts, ", got ",
+          options.draft_tokens);
   if (options.prefix_cache_bytes > 0)
     prefixes_.emplace(model.config(), options.cache, options.prefix_cache_bytes);
-  logits_.resize(options.max_choices, model.vocab_size());
+  logits_.resize(options.max_choices * (options.lookup > 0 ? 1 + options.draft_tokens : 1),
+                 model.vocab_size());
   thread_ = std::thread([this] { run(); });
 }
 
@@ -203,7 +233,7 @@ bool Scheduler::admit(std::unique_lock<std::mutex>& lock) {
       running.completion->set_cached_tokens(running.prompted);
       statistics_.cached_tokens += static_cast<std::uint64_t>(running.prompted);
       for (Index i = 0; i < prompt.choices; ++i)
-        running.choices.emplace_back(i, prompt, model_.vocab_size(), tokenizer_);
+        running.choices.emplace_back(i, prompt, model_.vocab_size(), tokenizer_, options_);
       running_.splice(running_.end(), begun);
       running_choices_ += prompt.choices;
       statistics_.running_choices = static_cast<std::uint64_t>(running_choices_);
@@ -286,9 +316,11 @@ Index Scheduler::plan_round() {
     for (std::size_t i = 0; i < running.choices.size(); ++i) {
       Choice& choice = running.choices[i];
       if (choice.done) continue;
-      steps_.push_back({&running.states[i], std::span(choice.text).last(1), 1, decode_mode});
-      choice.row = row++;
-      ++tokens;
+      const std::span<const TokenId> next = choice.next(options_.draft_tokens);
+      steps_.push_back({&running.states[i], next, std::ssize(next), decode_mode});
+      choice.row = row;
+      row += std::ssize(next);
+      tokens += std::ssize(next);
     }
   }
   count([&](Statistics& statistics) {
@@ -320,8 +352,8 @@ void Scheduler::round() {
         if (!running.reading()) begin_choices(running, logits_row(running.choices.front().row));
         continue;
       }
-      for (Choice& choice : running.choices)
-        if (!choice.done) take_logits(running, choice, logits_row(choice.row));
+      for (std::size_t i = 0; i < running.choices.size(); ++i)
+        if (!running.choices[i].done) take_logits(running, i);
     } catch (const std::exception& error) {  // logits that are not finite, no memory
       running.completion->fail({500, "server_error", error.what()});
       running.outcome = &Statistics::prompts_failed;
@@ -338,13 +370,37 @@ void Scheduler::begin_choices(Running& running, std::span<const float> logits) {
   keep_prefix(running);
   for (std::size_t i = 1; i < running.choices.size(); ++i)
     running.states.push_back(running.states.front().fork(running.prompt_size()));
-  for (Choice& choice : running.choices) take_logits(running, choice, logits);
+  for (Choice& choice : running.choices)
+    take_token(running, choice, choice.sampler.next(logits, choice.text), logits);
 }
 
-// Chooses a choice's next token, and passes on what that makes certain.
-void Scheduler::take_logits(Running& running, Choice& choice, std::span<const float> logits) {
+// Takes those drafts of a choice that are right, and a token more.
+void Scheduler::take_logits(Running& running, std::size_t number) {
+  Choice& choice = running.choices[number];
+  const Index drafts = choice.drafts.count();
+  Index accepted = 0;
+  for (bool right = true; right && !choice.done;) {
+    const std::span<const float> logits = logits_row(choice.row + accepted);
+    const TokenId token = accepted == drafts
+                              ? choice.sampler.next(logits, choice.text)
+                              : choice.drafts.verify(choice.sampler, accepted, logits, choice.text);
+    right =
+        accepted < drafts && token == choice.drafts.tokens()[static_cast<std::size_t>(accepted)];
+    accepted += right;
+    take_token(running, choice, token, logits);
+  }
+  running.states[number].truncate_layers(std::ssize(choice.text) - 1);
+  if (drafts == 0) return;
+  count([&](Statistics& statistics) {
+    statistics.drafted_tokens += static_cast<std::uint64_t>(drafts);
+    statistics.accepted_tokens += static_cast<std::uint64_t>(accepted);
+  });
+}
+
+// Passes on what a choice's next token makes certain.
+void Scheduler::take_token(Running& running, Choice& choice, TokenId token,
+                           std::span<const float> logits) {
   const Prompt& prompt = running.prompt();
-  const TokenId token = choice.sampler.next(logits, choice.text);
   Piece piece;
   piece.choice = choice.number;
   const auto& eos = model_.config().eos_token_ids;
@@ -353,7 +409,7 @@ void Scheduler::take_logits(Running& running, Choice& choice, std::span<const fl
   } else {
     if (prompt.top_logprobs)
       piece.reports.push_back(report_of(logits, token, *prompt.top_logprobs));
-    choice.text.push_back(token);
+    choice.append(token);
     running.completion->count_token();
     count([](Statistics& statistics) { ++statistics.generated_tokens; });
     // A model may have rows for tokens that the tokenizer does not have.

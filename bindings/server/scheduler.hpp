@@ -36,6 +36,8 @@ struct SchedulerOptions {
   CacheFormat cache = CacheFormat::float32;
   std::size_t prefix_cache_bytes = 0;  ///< for prompts that begin alike; 0: none are kept
   AttentionForm mode = AttentionForm::automatic;  ///< as prefill_mode and decode_mode of generate()
+  Index lookup = 0;                               ///< as GenerationOptions::lookup; 0: no drafts
+  Index draft_tokens = 4;  ///< as GenerationOptions::draft_tokens, where there are drafts
 };
 
 /// Generates all texts of a server, on one thread. Each round is one pass through the model for all
@@ -43,8 +45,8 @@ struct SchedulerOptions {
 /// being read. Prompts join between rounds, in the order of their arrival, and leave when they are
 /// done or nobody waits for them.
 ///
-/// Every text is the one that generate() gives alone with the same chunk_tokens, whatever else is
-/// running.
+/// Every text is the one that generate() gives alone with the same chunk_tokens and drafts,
+/// whatever else is running; greedy ones are the same without drafts.
 class Scheduler {
  public:
   /// All must outlive the scheduler, whose thread alone uses `context`.
@@ -77,7 +79,8 @@ class Scheduler {
   void round();
   Index plan_round();
   void begin_choices(Running& running, std::span<const float> logits);
-  void take_logits(Running& running, Choice& choice, std::span<const float> logits);
+  void take_logits(Running& running, std::size_t choice);
+  void take_token(Running& running, Choice& choice, TokenId token, std::span<const float> logits);
   std::span<const float> logits_row(Index row) const;
   void fail_all(const ApiError& error);
   void count_caches();
@@ -93,7 +96,7 @@ class Scheduler {
   std::list<Running> running_;
   Index running_choices_ = 0;
   Clock::time_point next_count_;  // of caches
-  RowMajorMatrix logits_;         // [max_choices, vocab_size]
+  RowMajorMatrix logits_;         // [max_choices * (1 + drafts), vocab_size]
   std::vector<TextStep> steps_;
   std::optional<PrefixCache> prefixes_;
 

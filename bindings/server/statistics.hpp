@@ -33,6 +33,8 @@ struct Statistics {
   std::uint64_t prompt_tokens = 0;     ///< computed
   std::uint64_t cached_tokens = 0;     ///< of prompts, not computed again
   std::uint64_t generated_tokens = 0;  ///< of all choices
+  std::uint64_t drafted_tokens = 0;    ///< by looking up
+  std::uint64_t accepted_tokens = 0;   ///< of these
   std::uint64_t rounds = 0;            ///< passes through the model
   double busy_seconds = 0.0;           ///< in these
   Histogram first_token;               ///< seconds from a prompt's arrival to its first token

@@ -19,7 +19,12 @@ namespace {
 
 TEST(DecodeAllocation, ATokenAllocatesNothingFromTheSecondStepOn) {
   const Goldens goldens(kModel);
-  for (const bool speculative : {false, true}) {
+  struct Drafting {
+    bool speculative;
+    Index drafts, lookup;
+  };
+  for (const auto [speculative, drafts, lookup] :
+       {Drafting{false, 1, 0}, Drafting{true, 1, 0}, Drafting{true, 4, 0}, Drafting{true, 4, 2}}) {
     for (const double temperature : {0.0, 0.9}) {
       DecoderState state(trained_model().config(), CacheFormat::bfloat16);
       TestSampler sampler(trained_model().vocab_size(), temperature, 1);
@@ -28,12 +33,18 @@ TEST(DecodeAllocation, ATokenAllocatesNothingFromTheSecondStepOn) {
       counts.reserve(200);
       const AllocationCount allocations;
       generate(trained_model(), state, goldens.prompt("medium"), sampler, context,
-               {.max_tokens = 150, .speculative = speculative, .on_token = [&](TokenId) {
+               {.max_tokens = 150,
+                .speculative = speculative,
+                .draft_tokens = drafts,
+                .lookup = lookup,
+                .on_token = [&](TokenId) {
                   counts.push_back(allocations.count());
                   return true;
                 }});
       ASSERT_EQ(counts.size(), 150u);
-      EXPECT_EQ(counts[149], counts[4]) << "speculative " << speculative;
+      // A call without drafts and one with them.
+      const auto seen = static_cast<std::size_t>(4 + 2 * drafts);
+      EXPECT_EQ(counts[149], counts[seen]) << "speculative " << speculative << " " << drafts;
     }
   }
 }

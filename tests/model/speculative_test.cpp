@@ -5,6 +5,7 @@
 #include <cmath>
 #include <map>
 #include <numeric>
+#include <string>
 #include <vector>
 
 #include "mla/model/generate.hpp"
@@ -95,7 +96,12 @@ TEST(SpeculativeRule, GreedyIsACaseOfIt) {
 
 // All texts of four tokens of a small vocabulary, with drafts and without, against their exact
 // probabilities by the model.
-class SampledText : public ::testing::TestWithParam<bool> {};
+struct SampledDrafts {
+  const char* name;
+  bool speculative;
+  Index drafts, lookup;
+};
+class SampledText : public ::testing::TestWithParam<SampledDrafts> {};
 
 constexpr Index kSmallVocabulary = 5, kTextTokens = 4;
 constexpr double kTemperature = 1.3;
@@ -133,7 +139,7 @@ std::vector<double> text_probabilities(const DecoderModel& model,
 TEST_P(SampledText, IsDistributedAsTheModelSays) {
   const SyntheticCheckpoint files(tiny_vocabulary());
   const DecoderModel model = DecoderModel::load(files.path());
-  const std::vector<TokenId> prompt = {0, 3};
+  const std::vector<TokenId> prompt = {0, 3, 2, 3};
   const std::vector<double> expected = text_probabilities(model, prompt);
   std::vector<double> counts(expected.size(), 0.0);
   TestSampler sampler(kSmallVocabulary, kTemperature, 21);
@@ -143,26 +149,52 @@ TEST_P(SampledText, IsDistributedAsTheModelSays) {
   for (int i = 0; i < 20000; ++i) {
     Index text = 0, place = 1;
     state.clear();
-    const GenerationResult result = generate(
-        model, state, prompt, sampler, context,
-        {.max_tokens = kTextTokens, .speculative = GetParam(), .on_token = [&](TokenId token) {
-           text += place * token;
-           place *= kSmallVocabulary;
-           return true;
-         }});
+    const GenerationResult result = generate(model, state, prompt, sampler, context,
+                                             {.max_tokens = kTextTokens,
+                                              .speculative = GetParam().speculative,
+                                              .draft_tokens = GetParam().drafts,
+                                              .lookup = GetParam().lookup,
+                                              .on_token = [&](TokenId token) {
+                                                text += place * token;
+                                                place *= kSmallVocabulary;
+                                                return true;
+                                              }});
     ++counts[static_cast<std::size_t>(text)];
     drafted += result.drafted_tokens;
     accepted += result.accepted_tokens;
   }
   EXPECT_LT(excess(counts, expected), 5.0);
-  EXPECT_EQ(drafted > 0, GetParam());
-  if (GetParam()) {  // both outcomes were tried
+  const bool drafts = GetParam().speculative || GetParam().lookup > 0;
+  EXPECT_EQ(drafted > 0, drafts);
+  if (drafts) {  // both outcomes were tried
     EXPECT_GT(accepted, 1000);
     EXPECT_GT(drafted - accepted, 1000);
   }
 }
-INSTANTIATE_TEST_SUITE_P(Drafts, SampledText, ::testing::Bool(),
-                         [](const auto& drafts) { return drafts.param ? "With" : "Without"; });
+INSTANTIATE_TEST_SUITE_P(Drafts, SampledText,
+                         ::testing::Values(SampledDrafts{"Without", false, 1, 0},
+                                           SampledDrafts{"With", true, 1, 0},
+                                           SampledDrafts{"Three", true, 3, 0},
+                                           SampledDrafts{"LookedUp", false, 3, 1},
+                                           SampledDrafts{"LookedUpOrPredicted", true, 2, 2}),
+                         [](const auto& drafts) { return std::string(drafts.param.name); });
+
+TEST(SpeculativeRule, AGivenDraftIsOneFromADistributionThatIsAllOnIt) {
+  Random random(13);
+  for (const TokenId draft : {0, 3, 7}) {
+    const std::vector<float> p = random_distribution(8, 2.0, random);
+    std::vector<float> q(8, 0.0f), given = p, drawn = p;
+    q[static_cast<std::size_t>(draft)] = 1.0f;
+    for (const double uniform : {0.0, 0.05, 0.1, 0.2, 0.5, 0.99})
+      EXPECT_EQ(accept_draft(p, draft, uniform), accept_draft(p, q, draft, uniform));
+    take_residual(given, draft);
+    take_residual(drawn, q);
+    EXPECT_EQ(given, drawn);
+  }
+  std::vector<float> certain = {0.0f, 1.0f};
+  take_residual(certain, 1);
+  EXPECT_EQ(certain, (std::vector<float>{0.0f, 1.0f})) << "nothing else can be drawn";
+}
 
 }  // namespace
 }  // namespace mla::test

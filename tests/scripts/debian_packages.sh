@@ -37,6 +37,7 @@ lacks libmla1 include
 field libmla1 Depends libc6
 field libmla1 Version "$version"
 has mla-programs bin/mla-generate
+has mla-programs bin/mla-inspect
 lacks mla-programs /lib/
 field mla-programs Depends libpcre2
 rm -rf "$work/_CPack_Packages"

@@ -109,6 +109,8 @@ for prompt in short medium long; do
   ids=$(integers $prompt.input_ids | paste -sd, -)
   text=$(string $prompt text)
   for how in "--threads 1" "--threads 1 --speculative" "--threads 1 --mode absorbed" \
+    "--threads 1 --speculative --drafts 3" "--threads 1 --lookup 2" \
+    "--threads 1 --speculative --lookup 3 --drafts 5" \
     "--mode decompressed --speculative" "--threads 3" "--threads 1 --isa scalar"; do
     # shellcheck disable=SC2086
     passes "$prompt $how" "$generate" "$model" --prompt-ids "$ids" --max-tokens 64 --ids \
@@ -124,7 +126,8 @@ printf '%s' "$text" > "$work/prompt"
 # shellcheck disable=SC2086
 passes "prompt file" "$generate" "$model" --prompt-file "$work/prompt" --max-tokens=64 $exact
 same "prompt file" "$work/expected" "$work/out"
-# A chat is the text that the template makes of its turns, continued after each.
+# A chat is the text that the template makes of its turns, continued after each, with drafts and
+# without.
 chat=$work/chat
 mkdir -p "$chat"
 for file in "$model"/*; do ln -sf "$file" "$chat/"; done
@@ -140,6 +143,12 @@ passes "second turn" "$generate" "$model" --prompt "ROMEO:/$first/JULIET:" $chat
 second=$(cat "$work/out")
 printf '%s\n%s\n' "$first" "$second" > "$work/expected"
 same "the answers of a chat" "$work/answers" "$work/expected"
+for how in "--lookup 1" "--speculative --drafts 3 --lookup 2"; do
+  # shellcheck disable=SC2086
+  call "$generate" "$chat" --chat $chat_options $how < "$work/turns" ||
+    fail "chat $how: $(cat "$work/err")"
+  same "the answers of a chat $how" "$work/out" "$work/answers"
+done
 refuses "no chat template" 1 "chat template" "$generate" "$model" --chat < /dev/null
 refuses "a system prompt without a chat" 2 "--system" \
   "$generate" "$model" --prompt x --system "You are brief."
@@ -165,6 +174,10 @@ passes "window with drafts" "$generate" "$model" --prompt "ROMEO:" --max-tokens 
 same "window with drafts" "$work/expected" "$work/out"
 misused "keep" "--keep needs --window" "$model" --prompt x --keep 4
 misused "window" "--window must be" "$model" --prompt x --window -1
+misused "drafts of nothing" "--drafts needs --speculative or --lookup" "$model" --prompt x --drafts 2
+misused "many drafts" "--drafts must be at most 64" "$model" --prompt x --speculative --drafts 65
+misused "no lookup" "--lookup must be a whole number from 1 on" "$model" --prompt x --lookup 0
+misused "long lookup" "--lookup must be at most 32" "$model" --prompt x --lookup 33
 
 # Quantised at load is quantised before: the same text. A folder that is there stays as it is.
 for format in int8 int4; do
@@ -189,7 +202,7 @@ sample() { # seed, options
   passes "seed $seed" "$generate" "$model" --prompt "ROMEO:" --temperature 0.8 --top-p 0.95 \
     --top-k 50 --min-p 0.01 --repetition-penalty 1.1 --max-tokens 60 --seed "$seed" --threads 1 "$@"
 }
-for how in "" --speculative; do
+for how in "" --speculative "--speculative --drafts 3" "--lookup 1"; do
   # shellcheck disable=SC2086
   sample 7 $how && mv "$work/out" "$work/expected"
   # shellcheck disable=SC2086
@@ -206,6 +219,7 @@ passes "stats" "$generate" "$model" --prompt "ROMEO:" --max-tokens 30 --speculat
 for line in "^prefill .*tokens/s" "^decode .*tokens/s" "^cache .*MLA.*MHA" "^drafts .*accepted"; do
   grep -q "$line" "$work/err" || fail "--stats prints no $line"
 done
+grep -q "^drafts .*tokens per call" "$work/err" || fail "--stats prints no tokens per call"
 eos=$(integers short.greedy | sed -n 5p)
 integers short.greedy | sed "/^$eos\$/,\$d" > "$work/expected"
 edit eos generation_config.json "s/\"eos_token_id\": 1/\"eos_token_id\": $eos/"
@@ -315,8 +329,8 @@ same "fast text of 1 thread and of 3" "$work/threads1" "$work/threads3"
 
 # What programs say of themselves, and of MLA_ISA.
 version=$("$generate" --version) || fail "--version of mla-generate"
-for name in mla-generate mla-perplexity mla-conformance mla-quantise mla-demo mla-attention-layer \
-  mla-embed-decoder; do
+for name in mla-generate mla-inspect mla-perplexity mla-conformance mla-quantise mla-demo \
+  mla-attention-layer mla-embed-decoder; do
   program=$(dirname "$generate")/$name
   passes "$name --help" "$program" --help
   grep -q "^usage: $name" "$work/out" || fail "$name --help: $(cat "$work/out")"

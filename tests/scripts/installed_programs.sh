@@ -3,7 +3,7 @@
 #   installed_programs.sh <prefix> <version>
 prefix=$1 version=$2
 failures=0
-programs="mla-generate mla-perplexity mla-quantise mla-conformance"
+programs="mla-generate mla-inspect mla-perplexity mla-quantise mla-conformance"
 [ ! -e "$prefix/bin/mla-server" ] || programs="$programs mla-server"  # not everywhere
 for program in $programs; do
   expected="$program $version"

@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -20,13 +21,13 @@
 #include "responses.hpp"
 #include "server_fixture.hpp"
 #include "support/random.hpp"
+#include "support/safetensors_writer.hpp"
 
 namespace mla::test {
 namespace {
 
 using Json = nlohmann::json;
 using server::ChatFormat;
-using server::ChatMessage;
 using server::HttpOptions;
 using server::HttpServer;
 
@@ -75,6 +76,8 @@ class TestServer {
   static HttpOptions with_name(HttpOptions options) {
     options.port = 0;
     options.model = kName;
+    if (!options.chat_format.chat_template && options.chat_format.refusal.empty())
+      options.chat_format = ChatFormat::load(kModel);
     return options;
   }
 
@@ -602,8 +605,8 @@ TEST(HttpServer, GivesManyClientsAtOnceTheTextsThatTheyWouldGetAlone) {
 // Fields of every type and size: an answer or an error of the API, never anything else.
 TEST(Requests, OfRandomFieldsAreReadOrRefused) {
   Random random(31);
-  const server::RequestContext context = {trained_tokenizer(), kName, ChatFormat::deepseek_v2, 256,
-                                          1};
+  const ChatFormat format = ChatFormat::load(kModel);
+  const server::RequestContext context = {trained_tokenizer(), kName, format, 256, 1};
   const char* const names[] = {"model",
                                "prompt",
                                "messages",
@@ -683,21 +686,86 @@ TEST(Requests, OfRandomFieldsAreReadOrRefused) {
   EXPECT_GT(refused, 1000);
 }
 
-TEST(ChatFormat, IsThatOfThePublishedTemplates) {
-  using Role = ChatMessage::Role;
-  const ChatMessage messages[] = {
-      {Role::system, "S"}, {Role::user, "A"}, {Role::assistant, "B"}, {Role::user, "C"}};
-  EXPECT_EQ(chat_text(ChatFormat::deepseek_v3, messages),
-            "S<｜User｜>A<｜Assistant｜>B<｜end▁of▁sentence｜><｜User｜>C<｜Assistant｜>");
-  EXPECT_EQ(chat_text(ChatFormat::deepseek_v2, messages),
-            "S\n\nUser: A\n\nAssistant: B<｜end▁of▁sentence｜>User: C\n\nAssistant:");
-  EXPECT_EQ(chat_text(ChatFormat::kimi_k2, messages),
-            "<|im_system|>system<|im_middle|>S<|im_end|><|im_user|>user<|im_middle|>A<|im_end|>"
-            "<|im_assistant|>assistant<|im_middle|>B<|im_end|><|im_user|>user<|im_middle|>C"
-            "<|im_end|><|im_assistant|>assistant<|im_middle|>");
-  EXPECT_EQ(server::chat_format_of(trained_tokenizer()), ChatFormat::deepseek_v2);
-  for (const server::ChatFormatInfo& info : server::kChatFormats)
-    EXPECT_EQ(server::chat_format_from_name(info.name), info.format);
+// What mla-generate --chat makes of the same turns.
+TEST(HttpServer, ChatsByTheModelsOwnTemplate) {
+  const TemporaryDirectory directory;
+  for (const char* file : {"tokenizer.json", "tokenizer_config.json"})
+    std::filesystem::copy(kModel / file, directory / file);
+  write_file(directory / "chat_template.jinja",
+             "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n"
+             "{% endfor %}{% if mood is defined %}[{{ mood }}]{% endif %}"
+             "{% if messages[0].content == 'no' %}{{ raise_exception('not that') }}{% endif %}");
+  HttpOptions http;
+  http.chat_format = ChatFormat::load(directory.path());
+  EXPECT_FALSE(http.chat_format.plain);
+  const TestServer server(http);
+  Json body = chat_body("Who is Romeo?", 20);
+  body["messages"].insert(body["messages"].begin(),
+                          Json{{"role", "developer"}, {"content", "Be brief."}});
+  Prompt prompt = prompt_of("", 20);
+  const std::string text = "<system>Be brief.\n<user>Who is Romeo?\n";
+  prompt.tokens = trained_tokenizer().encode(text, false);  // the template has no BOS
+  Json answer = server.posted("/v1/chat/completions", body);
+  EXPECT_EQ(answer.at("choices").at(0).at("message").at("content"),
+            expected_text(prompt, 0, {}).text);
+  EXPECT_EQ(answer.at("usage").at("prompt_tokens"), prompt.tokens.size());
+  const Json tokens =
+      server.posted("/v1/tokenize", {{"model", kName}, {"messages", body["messages"]}});
+  EXPECT_EQ(tokens.at("tokens"), Json(prompt.tokens));
+
+  body["chat_template_kwargs"] = {{"mood", "calm"}};
+  prompt.tokens = trained_tokenizer().encode(text + "[calm]", false);
+  answer = server.posted("/v1/chat/completions", body);
+  EXPECT_EQ(answer.at("usage").at("prompt_tokens"), prompt.tokens.size());
+
+  const auto refused = [&](const Json& request, const std::string& param, const char* part) {
+    const auto result = server.post("/v1/chat/completions", request);
+    ASSERT_TRUE(result);
+    EXPECT_EQ(result->status, 400);
+    const Json error = Json::parse(result->body).at("error");
+    EXPECT_EQ(error.at("param"), param);
+    EXPECT_NE(error.at("message").get<std::string>().find(part), std::string::npos)
+        << error.at("message");
+  };
+  refused(chat_body("no", 2), "messages", "not that");
+  body["chat_template_kwargs"] = 5;
+  refused(body, "chat_template_kwargs", "must be an object");
+  body["chat_template_kwargs"] = {{"messages", Json::array()}};
+  refused(body, "chat_template_kwargs", "cannot set messages");
+}
+
+TEST(HttpServer, CompletesWhereTheTemplateIsRefused) {
+  const TemporaryDirectory directory;
+  write_file(directory / "chat_template.jinja", "{{ messages | shuffle }}");
+  HttpOptions http;
+  http.chat_format = ChatFormat::load(directory.path());
+  EXPECT_FALSE(http.chat_format.chat_template.has_value());
+  const TestServer server(http);
+  const auto result = server.post("/v1/chat/completions", chat_body("Hi", 2));
+  ASSERT_TRUE(result);
+  EXPECT_EQ(result->status, 400);
+  EXPECT_NE(result->body.find("shuffle"), std::string::npos) << result->body;
+  EXPECT_EQ(server.posted("/v1/completions", completion_body("ROMEO:", 3))
+                .at("usage")
+                .at("completion_tokens"),
+            3);
+}
+
+TEST(ChatFormat, IsPlainForAModelWithoutATemplateUnlessAFileIsGiven) {
+  const ChatFormat plain = ChatFormat::load(kModel);
+  ASSERT_TRUE(plain.plain);
+  const std::vector<ChatMessage> messages = {
+      {"system", "S"}, {"user", "A"}, {"assistant", "B"}, {"user", "C"}};
+  EXPECT_EQ(plain.chat_template->render(messages),
+            "<｜begin▁of▁sentence｜>S\n\nUser: A\n\nAssistant: B<｜end▁of▁sentence｜>User: C\n\n"
+            "Assistant:");
+  const TemporaryDirectory directory;
+  const auto file = write_file(directory / "own.jinja", "{{ bos_token }}{{ messages[1].content }}");
+  const ChatFormat given = ChatFormat::load(kModel, file.string());
+  EXPECT_FALSE(given.plain);
+  EXPECT_EQ(given.chat_template->render(messages), "<｜begin▁of▁sentence｜>A");
+  write_file(file, "{% bogus %}");
+  EXPECT_TRUE(fails_naming([&] { ChatFormat::load(kModel, file.string()); }, {"own.jinja"}));
 }
 
 }  // namespace

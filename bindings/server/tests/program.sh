@@ -22,7 +22,9 @@ refuses() { # what, exit status, text, arguments
 "$server" --help | grep -q -- --api-key-file || fail "help"
 refuses "no model" 2 "one MODEL_DIR is needed"
 refuses "port" 2 "--port must be at most 65535" "$model" --port 70000
-refuses "format" 2 "--chat-format must be" "$model" --chat-format llama
+refuses "drafts" 2 "--drafts needs --lookup" "$model" --drafts 3
+refuses "lookup" 2 "--lookup must be at most 32" "$model" --lookup 33
+refuses "template" 1 "$work/nothing" "$model" --chat-template "$work/nothing"
 refuses "limit" 2 "--time-limit must be a whole number from 1 on" "$model" --time-limit 0
 refuses "choices" 2 "--max-choices must be a whole number from 1 on" "$model" --max-choices 0
 refuses "model" 1 "not a directory with a model" "$work/nothing"
@@ -34,7 +36,8 @@ grep -q "cannot listen on 192.0.2.1" "$work/err" || fail "host: $(cat "$work/err
 [ "$failures" -eq 0 ] || exit 1
 for signal in INT TERM; do
   echo secret > "$work/key"
-  "$server" "$model" --port 0 --api-key-file "$work/key" --max-choices 2 2> "$work/err" &
+  "$server" "$model" --port 0 --api-key-file "$work/key" --max-choices 2 --lookup 2 \
+    2> "$work/err" &
   pid=$!
   url=""
   while [ -z "$url" ] && kill -0 $pid 2> "$work/kill"; do

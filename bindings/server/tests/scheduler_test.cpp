@@ -8,8 +8,10 @@
 #include <atomic>
 #include <cmath>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "server_fixture.hpp"
@@ -60,8 +62,9 @@ int status_of(const std::function<void()>& call, std::string_view message = "") 
 Prompt random_prompt(Random& random) {
   Prompt prompt;
   const Index tokens = random.integer(1, 90);
+  const Index most = random.chance(0.5) ? 1023 : 20;  // of few tokens, some follow each other again
   for (Index i = 0; i < tokens; ++i)
-    prompt.tokens.push_back(static_cast<TokenId>(random.integer(3, 1023)));
+    prompt.tokens.push_back(static_cast<TokenId>(random.integer(3, most)));
   prompt.choices = random.integer(1, 3);
   prompt.max_tokens = random.integer(1, 40);
   prompt.sampling.temperature = random.chance(0.5) ? 0.0 : 0.9;
@@ -71,12 +74,17 @@ Prompt random_prompt(Random& random) {
   return prompt;
 }
 
-TEST(Scheduler, EveryTextOfManyAtOnceIsTheOneThatItWouldBeAlone) {
+class SchedulerWithDrafts : public ::testing::TestWithParam<Index> {};
+INSTANTIATE_TEST_SUITE_P(Lookup, SchedulerWithDrafts, ::testing::Values(0, 1, 2));
+
+TEST_P(SchedulerWithDrafts, EveryTextOfManyAtOnceIsTheOneThatItWouldBeAlone) {
   const SchedulerOptions options = {.max_choices = 7,
                                     .max_waiting = 100,
                                     .chunk_tokens = 24,
                                     .cache = CacheFormat::bfloat16,
-                                    .prefix_cache_bytes = 1 << 20};
+                                    .prefix_cache_bytes = 1 << 20,
+                                    .lookup = GetParam(),
+                                    .draft_tokens = 3};
   Context context;
   Scheduler scheduler(trained_model(), trained_tokenizer(), context, options);
   constexpr int kClients = 6, kPrompts = 5;
@@ -108,6 +116,54 @@ TEST(Scheduler, EveryTextOfManyAtOnceIsTheOneThatItWouldBeAlone) {
             0U);
   EXPECT_EQ(statistics.first_token.count, accepted);
   EXPECT_EQ(statistics.cache_bytes, 0U);
+  EXPECT_EQ(statistics.drafted_tokens > 0, GetParam() > 0);
+  EXPECT_EQ(statistics.accepted_tokens > 0, GetParam() > 0);
+  EXPECT_LE(statistics.accepted_tokens, statistics.drafted_tokens);
+}
+
+// Drafts save passes through the model, and change no greedy text: not at stop strings and tokens
+// that end a text, not in log-probabilities.
+TEST(Scheduler, DraftsChangeNoGreedyText) {
+  const std::string text = "ROMEO:\nO, she doth teach the torches to burn bright!\n\nJULIET:\n";
+  std::vector<Answer> answers[2];
+  std::uint64_t rounds[2] = {};
+  for (const Index lookup : {0, 1}) {
+    Context context;
+    Scheduler scheduler(trained_model(), trained_tokenizer(), context,
+                        {.lookup = lookup, .draft_tokens = 5});
+    for (const char* stop : {"", "e", "th", "\n\n"}) {
+      Prompt prompt = prompt_of(text + text + "ROMEO:\nO, she", 120);
+      if (*stop) prompt.stop = {stop};
+      prompt.top_logprobs = 2;
+      prompt.choices = 2;
+      for (Answer& answer : collect(*scheduler.submit(prompt, no_limit())))
+        answers[lookup].push_back(std::move(answer));
+    }
+    wait_until([&] { return scheduler.statistics().running_choices == 0; });
+    rounds[lookup] = scheduler.statistics().rounds;
+    EXPECT_EQ(scheduler.statistics().accepted_tokens > 10, lookup == 1);
+  }
+  ASSERT_EQ(answers[0].size(), answers[1].size());
+  for (std::size_t i = 0; i < answers[0].size(); ++i) {
+    EXPECT_EQ(answers[1][i].text, answers[0][i].text);
+    EXPECT_EQ(answers[1][i].finish, answers[0][i].finish);
+    ASSERT_EQ(answers[1][i].reports.size(), answers[0][i].reports.size());
+    for (std::size_t t = 0; t < answers[0][i].reports.size(); ++t) {
+      EXPECT_EQ(answers[1][i].reports[t].chosen.token, answers[0][i].reports[t].chosen.token);
+      EXPECT_EQ(answers[1][i].reports[t].chosen.logprob, answers[0][i].reports[t].chosen.logprob);
+    }
+  }
+  EXPECT_LT(rounds[1], rounds[0]);
+}
+
+TEST(Scheduler, RefusesDraftsThatCannotBe) {
+  Context context;
+  for (const SchedulerOptions& options :
+       {SchedulerOptions{.lookup = -1}, SchedulerOptions{.lookup = 33},
+        SchedulerOptions{.lookup = 1, .draft_tokens = 0},
+        SchedulerOptions{.lookup = 1, .draft_tokens = 65}})
+    EXPECT_THROW(Scheduler(trained_model(), trained_tokenizer(), context, options),
+                 std::invalid_argument);
 }
 
 // Whole chunks of prompts that begin alike are computed once, and nobody can tell by the text.

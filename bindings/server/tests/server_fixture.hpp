@@ -94,6 +94,8 @@ inline ExpectedText expected_text(const Prompt& prompt, Index choice,
   generation.max_tokens = prompt.max_tokens;
   generation.stop_at_eos = !prompt.ignore_eos;
   generation.chunk_tokens = options.chunk_tokens;
+  generation.lookup = options.lookup;
+  generation.draft_tokens = options.draft_tokens;
   generation.prefill_mode = generation.decode_mode = options.mode;
   generation.on_token = [&](TokenId token) {
     expected.tokens.push_back(token);

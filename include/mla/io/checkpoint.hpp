@@ -40,7 +40,10 @@ class Checkpoint {
   /// Throws std::runtime_error naming the file, the shard and the tensor that is not as it must be,
   /// also where config.json names a format that no matrix has, and where a matrix is quantised that
   /// config.json knows nothing of.
-  explicit Checkpoint(const std::filesystem::path& path) : path_(path.string()) {
+  /// With TensorData::untouched weights are good for their shapes and formats only, and what
+  /// depends on numbers (that scales are positive) is not checked.
+  explicit Checkpoint(const std::filesystem::path& path, TensorData use = TensorData::read)
+      : path_(path.string()), use_(use) {
     if (!std::filesystem::is_directory(path)) {
       add_file(path);
       return;
@@ -64,6 +67,7 @@ class Checkpoint {
   }
 
   const std::string& path() const noexcept { return path_; }
+  TensorData use() const noexcept { return use_; }
 
   /// How matrices are quantised; nothing where there is no config.json.
   const std::optional<QuantizationConfig>& quantization() const noexcept { return quantization_; }
@@ -138,11 +142,11 @@ class Checkpoint {
 
  private:
   detail::MatrixReader reader(std::string_view name) const {
-    return {path_, tensors_, quantization_, name};
+    return {path_, tensors_, quantization_, name, use_};
   }
 
   void add_file(const std::filesystem::path& path) {
-    for (const auto& [name, tensor] : files_.emplace_back(path).tensors())
+    for (const auto& [name, tensor] : files_.emplace_back(path, use_).tensors())
       tensors_.emplace(name, &tensor);
   }
 
@@ -161,7 +165,7 @@ class Checkpoint {
         if (!is_plain_file_name(shard))
           throw_runtime(origin, ": file of tensor ", name, " must be beside the index, got ",
                         shard);
-        files_.emplace_back(index_path.parent_path() / shard);
+        files_.emplace_back(index_path.parent_path() / shard, use_);
       }
       const SafetensorsFile& file = files_[entry->second];
       if (!file.contains(name)) throw_runtime(origin, ": tensor ", name, " is missing in ", shard);
@@ -207,6 +211,7 @@ class Checkpoint {
   }
 
   std::string path_;
+  TensorData use_;
   std::vector<SafetensorsFile> files_;
   std::list<OwnTensor> own_;
   TensorMap tensors_;

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <optional>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -34,9 +35,11 @@ namespace detail {
 class MatrixReader {
  public:
   /// `origin` begins every message. The quantisation is std::nullopt where there is no config.json.
+  /// With TensorData::untouched scales are not checked.
   MatrixReader(const std::string& origin, const TensorMap& tensors,
-               const std::optional<QuantizationConfig>& quantization, std::string_view name)
-      : origin_(origin), tensors_(tensors), quantization_(quantization), name_(name) {}
+               const std::optional<QuantizationConfig>& quantization, std::string_view name,
+               TensorData use = TensorData::read)
+      : origin_(origin), tensors_(tensors), quantization_(quantization), name_(name), use_(use) {}
 
   bool exists() const { return find("") || find("_packed"); }
 
@@ -145,6 +148,7 @@ class MatrixReader {
   void check_stored_shape(Index rows, Index cols) const {
     const SafetensorsTensor& shape = get("_shape");
     require_shape_of(shape, {2});
+    if (use_ == TensorData::untouched) return;
     const auto check = [&](auto stored) {
       if (stored[0] != rows || stored[1] != cols)
         fail("_shape", " is [", stored[0], ", ", stored[1], "], expected [", rows, ", ", cols, "]");
@@ -162,7 +166,8 @@ class MatrixReader {
     if (nv) {
       const SafetensorsTensor& global = get("_global_scale");
       if (!global.shape.empty()) require_shape_of(global, {1});
-      const float divisor = values_of<float>(global)[0];
+      const std::span<const float> values = values_of<float>(global);
+      const float divisor = use_ == TensorData::untouched ? 1.0f : values[0];
       factor = 1.0f / divisor;
       if (!(divisor > 0.0f) || !std::isfinite(divisor) || !std::isfinite(factor) || factor == 0.0f)
         fail("_global_scale", " must be a positive number, got ", divisor);
@@ -255,6 +260,7 @@ class MatrixReader {
                            .block_cols = block_size(scheme.block_cols, cols),
                            .stride = shape[1],
                            .factor = factor};
+    if (use_ == TensorData::untouched) return scales;
     const Index bad = first_bad(scales, shape[0] * shape[1]);
     if (bad >= 0)
       throw_runtime(origin_, ": tensor ", tensor.name, " must be positive numbers, got ",
@@ -325,6 +331,7 @@ class MatrixReader {
   const TensorMap& tensors_;
   const std::optional<QuantizationConfig>& quantization_;
   std::string name_;
+  TensorData use_;
 };
 
 /// The format that a tensor is the codes of, if it is those of a quantised matrix.

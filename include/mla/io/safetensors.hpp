@@ -57,6 +57,12 @@ struct SafetensorsTensor {
   }
 };
 
+/// What of the tensors in a file is looked at.
+enum class TensorData {
+  read,
+  untouched,  ///< only headers are read, however large the file is: types, shapes, sizes
+};
+
 /// An open safetensors file. Tensors are views into the mapped file; only one whose place in the
 /// file is not a multiple of its element size (the format permits a header of any length) is copied
 /// when the file is opened. Views live as long as the object, also when it is moved. Immutable, so
@@ -65,7 +71,9 @@ class SafetensorsFile {
  public:
   /// Throws std::runtime_error naming the file and the tensor for everything that the format does
   /// not permit.
-  explicit SafetensorsFile(const std::filesystem::path& path) : file_(path) {
+  /// Where the data is to stay untouched, tensors may not be aligned.
+  explicit SafetensorsFile(const std::filesystem::path& path, TensorData use = TensorData::read)
+      : file_(path) {
     const std::span<const std::byte> bytes = file_.bytes();
     refuse_other_formats();
     std::uint64_t header_bytes = 0;
@@ -91,6 +99,7 @@ class SafetensorsFile {
         tensors_.emplace(name, read_tensor(name, entry, data));
     }
     check_coverage(data);
+    if (use == TensorData::untouched) return;
     for (auto& [name, tensor] : tensors_) align(tensor);
   }
 

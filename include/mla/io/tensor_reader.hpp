@@ -37,6 +37,9 @@ class TensorReader {
     return reader;
   }
 
+  /// Whether the numbers of tensors may be looked at.
+  TensorData use() const noexcept { return checkpoint_->use(); }
+
   bool contains(const std::string& name) const { return checkpoint_->contains(prefix_ + name); }
 
   /// Names of all tensors, taken or not, as this reader's functions want them.

@@ -30,21 +30,24 @@ class Generation {
     const std::size_t count = tasks.size();
     texts_.reserve(count);
     for (std::size_t i = 0; i < count; ++i) texts_.emplace_back(model, tasks[i], i);
-    Index states = 0, speculative = 0;
+    Index states = 0, speculative = 0, most_logits = std::ssize(texts_);
     for (const TextGeneration<S>& text : texts_) {
       states += text.most_wanted();
+      most_logits += text.most_drafts();
       speculative += text.options().speculative;
-      chunk_tokens_ = std::max(chunk_tokens_, text.options().chunk_tokens);
+      chunk_tokens_ =
+          std::max({chunk_tokens_, text.options().chunk_tokens, text.most_drafts() + 1});
     }
-    const Index most_logits = std::ssize(texts_) + speculative;
     hidden_.resize(states, model.hidden_size());
     head_input_.resize(most_logits, model.hidden_size());
     logits_.resize(most_logits, model.vocab_size());
+    draft_hidden_.resize(speculative, model.hidden_size());
     draft_logits_.resize(speculative, model.vocab_size());
     active_.reserve(count);
     steps_.reserve(count);
     predictions_.reserve(count);
     drafting_.reserve(count);
+    still_drafting_.reserve(count);
   }
 
   std::vector<GenerationResult> run() {
@@ -59,7 +62,7 @@ class Generation {
     try {
       if (!begin_round()) return false;
       forward();
-      predict();
+      draft();
       for (TextGeneration<S>* text : active_)
         if (text->done()) text->finish();
       return true;
@@ -118,8 +121,9 @@ class Generation {
     }
   }
 
-  // The drafts of speculative texts.
-  void predict() {
+  // The drafts of texts. The module for multi-token prediction makes one after the other, of those
+  // that want another one.
+  void draft() {
     predictions_.clear();
     drafting_.clear();
     for (TextGeneration<S>* text : active_) {
@@ -128,11 +132,27 @@ class Generation {
       predictions_.push_back(step);
       if (step.wanted > 0) drafting_.push_back(text);
     }
-    if (predictions_.empty()) return;
+    while (!predictions_.empty()) predict();
+  }
+
+  // A call of the module, and what it is to compute in the next one.
+  void predict() {
     const Index drafts = std::ssize(drafting_);
-    model_.prediction()->forward(predictions_, draft_logits_.topRows(drafts), context_);
-    for (Index i = 0; i < drafts; ++i)
-      drafting_[static_cast<std::size_t>(i)]->take_draft(draft_logits_.row(i).data());
+    model_.prediction()->states(predictions_, draft_hidden_.topRows(drafts), context_);
+    model_.prediction()->head(draft_hidden_.topRows(drafts), draft_logits_.topRows(drafts),
+                              context_);
+    predictions_.clear();
+    still_drafting_.clear();
+    for (Index i = 0; i < drafts; ++i) {
+      TextGeneration<S>* const text = drafting_[static_cast<std::size_t>(i)];
+      text->take_draft({draft_logits_.row(i).data(), static_cast<std::size_t>(model_.vocab_size())},
+                       draft_hidden_.row(i).data());
+      const PredictionStep step = text->next_prediction();
+      if (!step.cache) continue;
+      predictions_.push_back(step);
+      still_drafting_.push_back(text);
+    }
+    drafting_.swap(still_drafting_);
   }
 
   const DecoderModel& model_;
@@ -142,13 +162,15 @@ class Generation {
 
   // Of a round.
   std::vector<TextGeneration<S>*> active_;
-  std::vector<TextStep> steps_;               // of each
-  std::vector<PredictionStep> predictions_;   // of some
-  std::vector<TextGeneration<S>*> drafting_;  // whose predictions want logits
-  RowMajorMatrix hidden_;                     // [states, hidden_size]
-  RowMajorMatrix head_input_;                 // [rows, hidden_size] of these, that need logits
-  RowMajorMatrix logits_;                     // [rows, vocab_size]
-  RowMajorMatrix draft_logits_;               // [drafts, vocab_size]
+  std::vector<TextStep> steps_;                     // of each
+  std::vector<PredictionStep> predictions_;         // of some
+  std::vector<TextGeneration<S>*> drafting_;        // whose predictions want logits
+  std::vector<TextGeneration<S>*> still_drafting_;  // of these, in the next call of the module
+  RowMajorMatrix hidden_;                           // [states, hidden_size]
+  RowMajorMatrix head_input_;    // [rows, hidden_size] of these, that need logits
+  RowMajorMatrix logits_;        // [rows, vocab_size]
+  RowMajorMatrix draft_hidden_;  // [drafts, hidden_size]
+  RowMajorMatrix draft_logits_;  // [drafts, vocab_size]
 };
 
 }  // namespace detail

@@ -37,10 +37,18 @@ struct GenerationOptions {
   Index max_tokens = 128;
   bool stop_at_eos = true;  ///< at ModelConfig::eos_token_ids
 
-  /// Multi-token prediction drafts a token ahead, and one forward pass of two tokens verifies it
+  /// Multi-token prediction drafts tokens ahead, and one forward pass of all of them verifies them
   /// (Leviathan et al. 2023). Greedy text is the same to the token, sampled text is distributed the
   /// same. Models without the module refuse.
   bool speculative = false;
+  /// Drafts at a time, from 1 to kMostDrafts. The module makes those after the first of its own
+  /// state, so that each is right less often than the one before.
+  Index draft_tokens = 1;
+  static constexpr Index kMostDrafts = 64;
+  /// Above 0: drafts are what followed the last tokens of the text where they occurred before, at
+  /// least so many of them (DraftLookup). Any model can do so. With `speculative` the module drafts
+  /// where nothing is found.
+  Index lookup = 0;
 
   /// Where given, each token sees the first and the last tokens only, so that the text can go on
   /// for ever in constant memory; the state forgets the others. See SlidingWindow.
@@ -65,6 +73,8 @@ struct GenerationTask {
   std::span<const TokenId> prompt = {};
   S* sampler = nullptr;  ///< its own: a sampler keeps count of what it drew
   GenerationOptions options = {};
+  /// Tokens that the state has already, where they are known: drafts are looked up there, too.
+  std::span<const TokenId> history = {};
 };
 
 /// Why a text ended.
@@ -84,8 +94,9 @@ struct GenerationResult {
   StopReason stop = StopReason::max_tokens;
   Index prompt_tokens = 0;
   Index generated_tokens = 0;
-  Index drafted_tokens = 0;   ///< by multi-token prediction
+  Index drafted_tokens = 0;   ///< by multi-token prediction or out of the text
   Index accepted_tokens = 0;  ///< of those
+  Index decode_calls = 0;     ///< forward passes after the prompt
   double prefill_seconds = 0.0;
   double decode_seconds = 0.0;  ///< from the end of the prompt on
 

@@ -60,7 +60,7 @@ class DecoderLoader {
     constexpr Index kMostCompared = Index{1} << 24;
     if (!tensors.contains_matrix(name)) return models;
     const WeightView own = vocabulary(tensors, name);
-    return own.bytes() <= kMostCompared && is_copy(own, models) ? models : own;
+    return own.bytes() <= kMostCompared && compared() && is_copy(own, models) ? models : own;
   }
   // Whether both [rows, cols] matrices are the same bits, scales included.
   static bool is_copy(const WeightView& a, const WeightView& b) {
@@ -75,6 +75,7 @@ class DecoderLoader {
                   x.block_cols == y.block_cols && !x.zero_points && !y.zero_points &&
                   same(x.data, y.data, a.scale_bytes()));
   }
+  bool compared() const noexcept { return all_.use() == TensorData::read; }
   // A file may hold the head of a tied model as a copy, quantised or not. Another matrix is none:
   // either the key or the file is wrong.
   WeightView load_head(const WeightView& embed_tokens) {
@@ -82,7 +83,7 @@ class DecoderLoader {
     if (!config_.tie_word_embeddings) return vocabulary(tensors_, name);
     if (!tensors_.contains_matrix(name)) return embed_tokens;
     const WeightView head = vocabulary(tensors_, name);
-    if (!head.scales && !is_copy(head, embed_tokens))
+    if (!head.scales && compared() && !is_copy(head, embed_tokens))
       tensors_.fail(name,
                     " is not a copy of model.embed_tokens.weight, but tie_word_embeddings is true");
     return head.scales ? head : embed_tokens;

@@ -97,19 +97,25 @@ class MultiTokenPrediction {
     forward(std::span(&step, 1), logits, context, observer);
   }
 
-  /// As forward(), but writes the states [n, hidden_size] of the last n positions before norm and
-  /// head, which the next module of a chain takes.
+  /// As forward(), but writes the states [sum of wanted, hidden_size] of the wanted positions
+  /// before norm and head, which the next module of a chain takes, or this one again. They may be
+  /// written where `hidden` of a step is read.
+  void states(std::span<const PredictionStep> batch, Eigen::Ref<RowMajorMatrix> states,
+              Context& context, DecoderObserver* observer = nullptr) const {
+    require_matrix("states", mutable_view_of(states), check(batch), hidden_size());
+    run(batch, context, observer, [&](MatrixView<float> x) {
+      for (Index t = 0; t < x.rows; ++t)
+        std::copy_n(x.row(t), x.cols, states.data() + t * states.outerStride());
+    });
+  }
+  /// One text: states [n, hidden_size] of the last n positions.
   void states(const Eigen::Ref<const RowMajorMatrix>& hidden, std::span<const TokenId> next_tokens,
               Index first_position, LatentCache& cache, Eigen::Ref<RowMajorMatrix> states,
               Context& context, AttentionForm mode = AttentionForm::automatic,
               DecoderObserver* observer = nullptr) const {
     const PredictionStep step = {view_of(hidden), next_tokens,   first_position,
                                  &cache,          states.rows(), mode};
-    require_matrix("states", mutable_view_of(states), check({&step, 1}), hidden_size());
-    run({&step, 1}, context, observer, [&](MatrixView<float> x) {
-      for (Index t = 0; t < x.rows; ++t)
-        std::copy_n(x.row(t), x.cols, states.data() + t * states.outerStride());
-    });
+    this->states({&step, 1}, states, context, observer);
   }
 
   /// states [n, hidden_size] -> logits [n, vocab_size].

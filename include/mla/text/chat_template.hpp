@@ -53,22 +53,32 @@ class ChatTemplate {
   /// Throws std::runtime_error naming the file.
   static std::optional<ChatTemplate> load(const std::filesystem::path& directory) {
     const auto own = directory / "chat_template.jinja";
+    if (std::filesystem::exists(own)) return load(own, directory);
     const auto config = directory / "tokenizer_config.json";
-    std::optional<ChatTemplate> result;
-    if (std::filesystem::exists(config)) {
-      const JsonDocument json(parse_json_file(config));
-      const ConfigReader reader(*json, config.string() + ": ");
-      if (!std::filesystem::exists(own)) {
-        const std::string source = source_of(reader);
-        if (source.empty()) return std::nullopt;
-        result = from_file(source, config);
-      } else
-        result = from_file(text_of(own), own);
-      result->bos_ = token_text(reader, "bos_token");
-      result->eos_ = token_text(reader, "eos_token");
-    } else if (std::filesystem::exists(own)) {
-      result = from_file(text_of(own), own);
-    }
+    if (!std::filesystem::exists(config)) return std::nullopt;
+    const JsonDocument json(parse_json_file(config));
+    const std::string source = source_of(ConfigReader(*json, config.string() + ": "));
+    if (source.empty()) return std::nullopt;
+    return with_tokens(source, config.string(), directory);
+  }
+
+  /// The template in `file` for the model in `directory`, whose BOS and EOS it has. Throws
+  /// likewise.
+  static ChatTemplate load(const std::filesystem::path& file,
+                           const std::filesystem::path& directory) {
+    return with_tokens(text_of(file), file.string(), directory);
+  }
+
+  /// The template `source` for the model in `directory`. Errors begin with `origin`.
+  static ChatTemplate with_tokens(std::string_view source, const std::string& origin,
+                                  const std::filesystem::path& directory) {
+    ChatTemplate result = from_source(source, origin);
+    const auto config = directory / "tokenizer_config.json";
+    if (!std::filesystem::exists(config)) return result;
+    const JsonDocument json(parse_json_file(config));
+    const ConfigReader reader(*json, config.string() + ": ");
+    result.bos_ = token_text(reader, "bos_token");
+    result.eos_ = token_text(reader, "eos_token");
     return result;
   }
 
@@ -98,11 +108,11 @@ class ChatTemplate {
     return {reinterpret_cast<const char*>(file.bytes().data()), file.bytes().size()};
   }
 
-  static ChatTemplate from_file(const std::string& source, const std::filesystem::path& path) {
+  static ChatTemplate from_source(std::string_view source, const std::string& origin) {
     try {
       return ChatTemplate(source);
     } catch (const std::runtime_error& error) {
-      throw_runtime(path.string(), ": ", error.what());
+      throw_runtime(origin, ": ", error.what());
     }
   }
 
