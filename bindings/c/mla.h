@@ -233,6 +233,10 @@ typedef struct mla_generation_options {
   int (*on_prefill)(void* user, int64_t done, int64_t all);
   void* user;                    /* for both */
   const mla_cancel_flag* cancel; /* looked at with every token and chunk; may be NULL */
+  int64_t draft_tokens;          /* drafts at a time, 1 to 64. Default 1 */
+  /* Above 0: drafts are what followed the last tokens of the text where they occurred before, at
+   * least so many of them, up to 32. Default 0 */
+  int64_t lookup;
 } mla_generation_options;
 
 MLA_API void mla_generation_options_init(mla_generation_options* options, size_t size);
@@ -262,6 +266,7 @@ typedef struct mla_generation_result {
   int64_t accepted_tokens; /* of the drafted ones */
   double prefill_seconds;
   double decode_seconds;
+  int64_t decode_calls; /* passes through the model after the prompt */
 } mla_generation_result;
 
 /* Continues several texts together, each by its prompt and then by what the model writes. Every

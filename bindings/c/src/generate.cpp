@@ -34,6 +34,8 @@ mla_generation_options default_generation_options() {
   options.prefill_mode = MLA_FORM_AUTOMATIC;
   options.decode_mode = MLA_FORM_ABSORBED;
   options.chunk_tokens = defaults.chunk_tokens;
+  options.draft_tokens = defaults.draft_tokens;
+  options.lookup = defaults.lookup;
   return options;
 }
 
@@ -60,6 +62,7 @@ mla_generation_result result_of(const GenerationResult& from) {
   result.accepted_tokens = from.accepted_tokens;
   result.prefill_seconds = from.prefill_seconds;
   result.decode_seconds = from.decode_seconds;
+  result.decode_calls = from.decode_calls;
   return result;
 }
 
@@ -73,6 +76,8 @@ GenerationOptions generation_options_of(const mla_generation_options& from) {
   options.prefill_mode = form_of("prefill_mode", from.prefill_mode);
   options.decode_mode = form_of("decode_mode", from.decode_mode);
   options.chunk_tokens = from.chunk_tokens;
+  options.draft_tokens = from.draft_tokens;
+  options.lookup = from.lookup;
   options.on_token = [=, on_token = from.on_token, user = from.user](TokenId token) {
     const bool stop = on_token && on_token(user, token) != 0;
     return !stop && !cancelled();

@@ -64,6 +64,8 @@ TEST(CApiGenerate, WritesTheTextsOfTheGoldensAndOfTheLibrary) {
   auto options = generation_options(greedy, 64);
   auto speculative_options = generation_options(speculative, 64);
   speculative_options.speculative = 1;
+  speculative_options.draft_tokens = 3;
+  speculative_options.lookup = 4;
   auto sampled_options = generation_options(sampled, 20);
   sampled_options.sampler = sampler.get();
   sampled_options.chunk_tokens = 8;
@@ -82,6 +84,11 @@ TEST(CApiGenerate, WritesTheTextsOfTheGoldensAndOfTheLibrary) {
   EXPECT_EQ(results[0].drafted_tokens, 0);
   EXPECT_GT(results[1].accepted_tokens, 0);
   EXPECT_GE(results[1].drafted_tokens, results[1].accepted_tokens);
+  EXPECT_EQ(results[0].decode_calls, 63);
+  EXPECT_EQ(results[1].decode_calls, 63 - results[1].accepted_tokens);
+  speculative_options.draft_tokens = 65;
+  EXPECT_EQ(mla_generate(model.get(), context.get(), texts, 3, results), MLA_INVALID_ARGUMENT);
+  speculative_options.draft_tokens = 3;
   EXPECT_EQ(greedy.prefilled, std::vector<std::int64_t>{std::ssize(short_prompt)});
   EXPECT_EQ(mla_state_size(a.get()), std::ssize(short_prompt) + 63);
 

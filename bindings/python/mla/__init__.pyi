@@ -80,6 +80,9 @@ class Generation(Iterator[Any]):
     def drafted_tokens(self) -> int: ...
     @property
     def accepted_tokens(self) -> int: ...
+    @property
+    def decode_calls(self) -> int:
+        """Passes through the model after the prompt."""
 
 class Model:
     """A published model, straight from its files, which are mapped. Threads may share it: calls take
@@ -131,10 +134,14 @@ class Model:
         seed: int = 0,
         stop_at_eos: bool = True,
         speculative: bool = False,
+        draft_tokens: int = 1,
+        lookup: int = 0,
         chunk_tokens: int = 256,
     ) -> Generation:
         """Yields text, in whole characters. Without ``state`` the text is a new one; with it, it goes
-        on. ``temperature=0``: always the most likely token."""
+        on. ``temperature=0``: always the most likely token. ``speculative`` drafts ``draft_tokens`` at
+        a time by multi-token prediction; ``lookup=n`` drafts what followed the last n tokens of the
+        text where they occurred before. Neither changes greedy text."""
     def generate_tokens(
         self,
         prompt: str | Tokens,
@@ -149,6 +156,8 @@ class Model:
         seed: int = 0,
         stop_at_eos: bool = True,
         speculative: bool = False,
+        draft_tokens: int = 1,
+        lookup: int = 0,
         chunk_tokens: int = 256,
     ) -> Generation:
         """As ``generate``, but yields token ids."""

@@ -200,7 +200,8 @@ std::unique_ptr<PyGeneration> generate(const ModelPointer& model, const py::obje
                                        StatePointer state, bool text, Index max_tokens,
                                        double temperature, Index top_k, double top_p, double min_p,
                                        double repetition_penalty, std::uint64_t seed,
-                                       bool stop_at_eos, bool speculative, Index chunk_tokens) {
+                                       bool stop_at_eos, bool speculative, Index draft_tokens,
+                                       Index lookup, Index chunk_tokens) {
   if (!state) state = std::make_shared<PyState>(model, model->machine.cache_format());
   std::vector<TokenId> tokens;
   if (py::isinstance<py::str>(prompt)) {
@@ -215,6 +216,8 @@ std::unique_ptr<PyGeneration> generate(const ModelPointer& model, const py::obje
   options.max_tokens = max_tokens;
   options.stop_at_eos = stop_at_eos;
   options.speculative = speculative;
+  options.draft_tokens = draft_tokens;
+  options.lookup = lookup;
   options.chunk_tokens = chunk_tokens;
   const SamplerOptions sampling = {.temperature = temperature,
                                    .top_k = top_k,
@@ -325,9 +328,10 @@ void define_models(py::module_& module) {
           [](const PyGeneration& self) { return self.result().generated_tokens; })
       .def_property_readonly("drafted_tokens",
                              [](const PyGeneration& self) { return self.result().drafted_tokens; })
-      .def_property_readonly("accepted_tokens", [](const PyGeneration& self) {
-        return self.result().accepted_tokens;
-      });
+      .def_property_readonly("accepted_tokens",
+                             [](const PyGeneration& self) { return self.result().accepted_tokens; })
+      .def_property_readonly("decode_calls",
+                             [](const PyGeneration& self) { return self.result().decode_calls; });
 
   py::class_<PyModel, ModelPointer> model(module, "Model");
   model
@@ -389,15 +393,16 @@ void define_models(py::module_& module) {
         [text](const ModelPointer& self, const py::object& prompt, const StatePointer& state,
                Index max_tokens, double temperature, Index top_k, double top_p, double min_p,
                double repetition_penalty, std::uint64_t seed, bool stop_at_eos, bool speculative,
-               Index chunk_tokens) {
+               Index draft_tokens, Index lookup, Index chunk_tokens) {
           return generate(self, prompt, state, text, max_tokens, temperature, top_k, top_p, min_p,
-                          repetition_penalty, seed, stop_at_eos, speculative, chunk_tokens);
+                          repetition_penalty, seed, stop_at_eos, speculative, draft_tokens, lookup,
+                          chunk_tokens);
         },
         py::arg("prompt"), py::kw_only(), py::arg("state") = py::none(),
         py::arg("max_tokens") = 128, py::arg("temperature") = 0.0, py::arg("top_k") = 0,
         py::arg("top_p") = 1.0, py::arg("min_p") = 0.0, py::arg("repetition_penalty") = 1.0,
         py::arg("seed") = 0, py::arg("stop_at_eos") = true, py::arg("speculative") = false,
-        py::arg("chunk_tokens") = 256);
+        py::arg("draft_tokens") = 1, py::arg("lookup") = 0, py::arg("chunk_tokens") = 256);
   };
   define_generate("generate", true);
   define_generate("generate_tokens", false);

@@ -90,7 +90,8 @@ def test_generate_writes_the_goldens(model, goldens):
     for prompt in ("short", "medium", "long"):
         tokens = goldens[f"{prompt}.input_ids"]
         expected = goldens[f"{prompt}.greedy"].tolist()
-        for options in ({}, {"speculative": True}, {"chunk_tokens": 3}):
+        drafts = {"speculative": True, "draft_tokens": 3, "lookup": 4}
+        for options in ({}, {"speculative": True}, drafts, {"lookup": 2}, {"chunk_tokens": 3}):
             assert list(model.generate_tokens(tokens, max_tokens=64, **options)) == expected
         text = find(strings, prompt)
         generation = model.generate(text["text"], max_tokens=64)
