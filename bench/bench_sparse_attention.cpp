@@ -17,61 +17,48 @@ AttentionConfig deepseek_v32() {
   return config;
 }
 
-// Weights of bfloat16, of what is measured: those of the indexer, and kv_b_proj.
-class SparseWeights {
+// Weights of the indexer, of bfloat16.
+class IndexerWeights {
  public:
-  explicit SparseWeights(const AttentionConfig& config)
-      : memory_(random_values<bfloat16>(kv_b(config) + wq_b(config), 0.05f)) {
+  explicit IndexerWeights(const AttentionConfig& config)
+      : memory_(random_values<bfloat16>(
+            config.indexer.heads * config.indexer.head_dim * config.q_lora_rank, 0.05f)) {
     const IndexerConfig& indexer = config.indexer;
-    const Index hidden = config.hidden_size, dim = indexer.head_dim;
-    const bfloat16* next = memory_.data();
-    const auto take = [&](Index rows, Index cols) {
-      const WeightView view(next, rows, cols);
-      next += rows * cols;
-      return view;
+    const auto begin = [&](Index rows, Index cols) {
+      return WeightView(memory_.data(), rows, cols);  // the same numbers: others are small
     };
-    views_.kv_b_proj =
-        take(config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim),
-             config.kv_lora_rank);
-    views_.indexer_wq_b = take(indexer.heads * dim, config.q_lora_rank);
-    next = memory_.data();  // the same numbers again: what is left is small
-    views_.indexer_wk = take(dim, hidden);
-    views_.indexer_k_norm = take(1, dim);
-    views_.indexer_k_norm_bias = take(1, dim);
-    views_.indexer_weights_proj = take(indexer.heads, hidden);
+    views_.indexer_wq_b = begin(indexer.heads * indexer.head_dim, config.q_lora_rank);
+    views_.indexer_wk = begin(indexer.head_dim, config.hidden_size);
+    views_.indexer_k_norm = begin(1, indexer.head_dim);
+    views_.indexer_k_norm_bias = begin(1, indexer.head_dim);
+    views_.indexer_weights_proj = begin(indexer.heads, config.hidden_size);
   }
 
   const AttentionWeights& views() const { return views_; }
 
  private:
-  static Index kv_b(const AttentionConfig& config) {
-    return config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim) *
-           config.kv_lora_rank;
-  }
-  static Index wq_b(const AttentionConfig& config) {
-    return config.indexer.heads * config.indexer.head_dim * config.q_lora_rank;
-  }
-
   std::vector<bfloat16> memory_;
   AttentionWeights views_;
 };
 
-// The last of `tokens` tokens of a cache: from its query latent and queries to its values.
+// The last of `tokens` tokens of a cache: from latent queries to latent values. kv_b_proj, on both
+// sides of that, is the same for dense and sparse attention and left out.
 class SparseAttention {
  public:
   SparseAttention(CacheFormat format, Index tokens, Context& context)
       : weights_(config_),
         rotary_(config_),
         indexer_(config_, weights_.views()),
-        decompression_(config_, weights_.views()),
         cache_(filled_cache(config_, format, tokens - 1)),
         x_(random_values<float>(config_.hidden_size)),
         latent_(random_values<float>(config_.q_lora_rank)),
-        queries_(random_values<float>(config_.num_attention_heads * config_.qk_head_dim(), 0.1f)),
-        values_(static_cast<std::size_t>(config_.num_attention_heads * config_.v_head_dim)) {
+        queries_(random_values<float>(
+            config_.num_attention_heads * (config_.kv_lora_rank + config_.qk_rope_head_dim), 0.1f)),
+        values_(static_cast<std::size_t>(config_.num_attention_heads * config_.kv_lora_rank)) {
     const Sequence sequence = {&cache_, 1};
     plan_.emplace(config_, rotary_, 1, std::span(&sequence, 1), ForwardOptions{},
                   context.workspace());
+    selection_.emplace(config_, *plan_, context.workspace());
     const auto rows = random_values<float>(config_.cache_row_width());
     const auto keys = random_values<float>(config_.indexer.head_dim);
     LatentCache* const caches[] = {&cache_};
@@ -81,66 +68,61 @@ class SparseAttention {
 
   void dense(Context& context) { attend(plan_->cached(0, cache_), context); }
 
-  void sparse(Context& context) {
-    const Workspace::Scope scope(context.workspace());
-    IndexSelection selection(config_, *plan_, context.workspace());
-    select(selection, context);
-    CachedTokens tokens = plan_->cached(0, cache_);
-    tokens.selected = selection.lists(0);
-    attend(tokens, context);
-  }
-
-  void select(IndexSelection& selection, Context& context) {
+  // All that the indexer computes for the token but its key: queries, weights, scores, the best.
+  void select(Context& context) {
     LatentCache* const caches[] = {&cache_};
     indexer_.select({x_.data(), 1, std::ssize(x_)}, {latent_.data(), 1, std::ssize(latent_)},
-                    *plan_, caches, selection, context);
+                    *plan_, caches, *selection_, context);
+  }
+
+  void sparse(Context& context) {
+    CachedTokens tokens = plan_->cached(0, cache_);
+    tokens.selected = selection_->lists(0);
+    attend(tokens, context);
   }
 
  private:
   void attend(const CachedTokens& tokens, Context& context) {
     const Workspace::Scope scope(context.workspace());
-    const Index heads = config_.num_attention_heads, rank = config_.kv_lora_rank;
-    const auto latent_queries =
-        context.workspace().take_matrix<float>(1, heads * (rank + config_.qk_rope_head_dim));
-    const auto latent_values = context.workspace().take_matrix<float>(1, heads * rank);
-    decompression_.absorb({queries_.data(), 1, std::ssize(queries_)}, latent_queries, context);
-    AbsorbedAttention(config_, 0.1).forward({&tokens, 1}, latent_queries, latent_values, context);
-    decompression_.project_values(latent_values, {values_.data(), 1, std::ssize(values_)}, context);
+    AbsorbedAttention(config_, 0.1)
+        .forward({&tokens, 1}, {queries_.data(), 1, std::ssize(queries_)},
+                 {values_.data(), 1, std::ssize(values_)}, context);
   }
 
   AttentionConfig config_ = deepseek_v32();
-  SparseWeights weights_;
+  IndexerWeights weights_;
   RotaryEmbedding rotary_;
   Indexer indexer_;
-  LatentDecompression decompression_;
   LatentCache cache_;
   std::vector<float> x_, latent_, queries_, values_;
   std::optional<CallPlan> plan_;
+  std::optional<IndexSelection> selection_;
 };
 
-// From queries to values, kv_b_proj included; sparse with all that the indexer computes for the
-// token.
+// speedup: of the indexer and attention to what it selects, over attention to all.
 void BM_SparseAttention(benchmark::State& state) {
   Bench bench(state, static_cast<int>(state.range(3)));
   const Workspace::Scope scope(bench.context.workspace());
   SparseAttention attention(cache_format_of(state), state.range(2), bench.context);
   attention.dense(bench.context);  // grow the workspace
+  attention.select(bench.context);
   attention.sparse(bench.context);
-  const auto clock = [&] { return seconds_of(bench.executor.concurrency()); };
-  std::vector<double> dense, sparse;
+  std::vector<double> dense, indexer, sparse;
+  const auto measure = [&](std::vector<double>& seconds, auto work) {
+    const double start = seconds_of(bench.executor.concurrency());
+    (attention.*work)(bench.context);
+    seconds.push_back(seconds_of(bench.executor.concurrency()) - start);
+  };
   for (auto _ : state) {
-    const double start = clock();
-    attention.dense(bench.context);
-    const double between = clock();
-    attention.sparse(bench.context);
-    const double end = clock();
-    dense.push_back(between - start);
-    sparse.push_back(end - between);
-    state.SetIterationTime(end - start);
+    measure(dense, &SparseAttention::dense);
+    measure(indexer, &SparseAttention::select);
+    measure(sparse, &SparseAttention::sparse);
+    state.SetIterationTime(dense.back() + indexer.back() + sparse.back());
   }
   state.counters["dense_s"] = median(dense);
+  state.counters["indexer_s"] = median(indexer);
   state.counters["sparse_s"] = median(sparse);
-  state.counters["speedup"] = median(dense) / median(sparse);
+  state.counters["speedup"] = median(dense) / (median(indexer) + median(sparse));
 }
 
 // What scores all keys for the token: queries that are packed, keys that are cached.

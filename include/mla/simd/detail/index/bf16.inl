@@ -3,7 +3,22 @@
 // Needs: tiles/*_packing.inl, multiply() (tiles/*_products.inl), MakeRow (tiles/bf16.inl),
 // add_index_lanes (index/float32.inl).
 
-inline constexpr Index kIndexRows = 2 * kTileSide;  // keys that are multiplied together
+inline constexpr Index kIndexRows = 2 * kTileSide;    // keys that are multiplied together
+inline constexpr Index kIndexAhead = 4 * kIndexRows;  // from those to the ones that are asked for
+inline constexpr Index kIndexPace = 4;  // keys that are summed between two steps of IndexKeysAhead
+
+// Brings keys that come later into the caches, `pace` rows at each step.
+struct IndexKeysAhead {
+  const KeyValueRows& keys;
+  Index next, end, pace;
+
+  MLA_INLINE void step() {
+    for (const Index stop = at_most(next + pace, end); next < stop; ++next) {
+      const std::byte* const row = keys.row_of(next);
+      for (Index i = 0; i < keys.layout.bytes; i += 64) __builtin_prefetch(row + i, 0, 2);
+    }
+  }
+};
 
 // [heads / 16][depth / 32] B tiles, then weights [heads / 16][16]. Heads that are missing are 0.
 inline Index bf16_index_packed_floats(Index heads, Index width) noexcept {
@@ -71,17 +86,36 @@ inline void pack_index_keys(const KeyValueRows& keys, Index first, Index count, 
   pack_keys(rows, 0, count, call.depth, call.key_stride, call.keys);
 }
 
+// Rows of A tiles, `stride` elements apart.
+struct IndexRows {
+  const bfloat16* rows;
+  Index stride;
+};
+
+// Keys [first, + count): where they lie, if they are what a tile wants, or packed.
+inline IndexRows index_rows(const KeyValueRows& keys, Index first, Index count, MakeRow make_row,
+                            const Bf16Index& call) {
+  const Index place = (keys.first_row + first) % keys.page_rows;
+  if (kRowsAreTiles && !make_row && !keys.selected && keys.key_width == call.depth &&
+      count % kTileSide == 0 && place + count <= keys.page_rows)
+    return {key_row(keys, first) + keys.key_offset,
+            keys.layout.bytes / static_cast<Index>(sizeof(bfloat16))};
+  pack_index_keys(keys, first, count, make_row, call);
+  return {call.keys, call.key_stride};
+}
+
 // products[k][h] = query h . key k for `strips` strips of 16 keys.
-inline void multiply_index(const float* packed, Index strips, const Bf16Index& call,
-                           float* products) {
+inline void multiply_index(const IndexRows& keys, const float* packed, Index strips,
+                           const Bf16Index& call, IndexKeysAhead& ahead, float* products) {
   const auto* const queries = reinterpret_cast<const bfloat16*>(packed);
-  const TileSteps a = {kTileDepth, kTileSide * call.key_stride, call.key_stride};
+  const TileSteps a = {kTileDepth, kTileSide * keys.stride, keys.stride};
   const TileSteps b = {kTileSide * kTileDepth, kTileSide * call.depth, kTileDepth};
   const TileSteps rows = {0, kTileSide * call.heads, call.heads};
   const Index steps = call.depth / kTileDepth;
   const auto multiply_keys = [&](auto key_strips) {
     for_tiles<2>(call.heads / kTileSide, [&](auto columns, Index column) {
-      multiply<key_strips.value, columns.value>(call.keys, a, queries + column * b.side, b, steps,
+      ahead.step();
+      multiply<key_strips.value, columns.value>(keys.rows, a, queries + column * b.side, b, steps,
                                                 false, products + column * kTileSide, rows,
                                                 kTileSide);
     });
@@ -94,9 +128,10 @@ inline void multiply_index(const float* packed, Index strips, const Bf16Index& c
 
 // scores[k] = sum over heads of weight * max(0, product), lane by lane, then across.
 inline void sum_index(const float* products, const float* weights, Index heads, Index count,
-                      float* scores) {
+                      IndexKeysAhead& ahead, float* scores) {
   alignas(64) float sums[kIndexRows][kLanes];
   for (Index k = 0; k < count; ++k, products += heads) {
+    if (k % kIndexPace == 0) ahead.step();
     F32 sum = zero();
     for (Index h = 0; h < heads; h += kLanes)
       sum = fma(max(zero(), load(products + h)), load(weights + h), sum);
@@ -113,17 +148,25 @@ inline void score_bf16_index_rows(const IndexQueries& queries, const KeyValueRow
   const auto products_at = [&](Index step) {
     return call.products + step % 2 * kIndexRows * call.heads;
   };
+  const Index steps = call.heads / kTileSide / 2 + kIndexRows / kIndexPace;
+  const Index pace = (kIndexRows + steps - 1) / steps;
   Index step = 0, last = 0;
   begin_products();
   for (Index first = 0; first < keys.count; first += kIndexRows, ++step) {
     const Index left = keys.count - first, count = left < kIndexRows ? left : kIndexRows;
-    pack_index_keys(keys, first, count, make_row, call);
-    multiply_index(queries.packed, round_up(count, kTileSide) / kTileSide, call, products_at(step));
-    if (step > 0) sum_index(products_at(step - 1), weights, call.heads, kIndexRows, scores + last);
+    const Index ahead_at = at_most(first + kIndexAhead, keys.count);
+    IndexKeysAhead ahead = {keys, ahead_at, at_most(ahead_at + kIndexRows, keys.count), pace};
+    const IndexRows rows = index_rows(keys, first, count, make_row, call);
+    multiply_index(rows, queries.packed, round_up(count, kTileSide) / kTileSide, call, ahead,
+                   products_at(step));
+    if (step > 0)
+      sum_index(products_at(step - 1), weights, call.heads, kIndexRows, ahead, scores + last);
     last = first;
   }
+  IndexKeysAhead nothing = {keys, 0, 0, 0};
   if (step > 0)
-    sum_index(products_at(step - 1), weights, call.heads, keys.count - last, scores + last);
+    sum_index(products_at(step - 1), weights, call.heads, at_most(keys.count - last, kIndexRows),
+              nothing, scores + last);
   end_products();
 }
 

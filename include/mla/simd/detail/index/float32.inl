@@ -2,9 +2,10 @@
 // a key is one broadcast, and only the weighted sum over the heads goes across lanes. Rows of other
 // formats than float32 are widened once per tile.
 // Needs: a vector type (vec/*.inl), for_tiles_or_ones (kernels.inl), for_key_tiles and tiles
-// (attend/softmax.inl).
+// (attend/softmax.inl), RowsAhead (attend/rows_ahead.inl).
 
 inline constexpr int kIndexVectors = 2;  // of heads, that are scored together
+inline constexpr Index kIndexDims = 32;  // of a key, between two steps of RowsAhead
 inline constexpr Index kIndexLanes = kIndexVectors * kLanes;
 
 // By block of kIndexLanes heads: queries [width][kIndexLanes], weights [kIndexLanes]. Heads that
@@ -33,10 +34,11 @@ inline Index index_scratch(const RowLayout& layout, Index, Index width) noexcept
 // lane. NaN stays NaN.
 template <int kKeys>
 MLA_INLINE void score_index_keys(const float* block, const FloatTile& tile, Index k, bool add,
-                                 float (*sums)[kLanes]) {
+                                 RowsAhead& ahead, float (*sums)[kLanes]) {
   F32 acc[kKeys][kIndexVectors] = {};
   const float* const key = tile.key + k * tile.stride;
   for (Index i = 0; i < tile.key_width; ++i, block += kIndexLanes) {
+    if (i % kIndexDims == 0) ahead.step();
     F32 q[kIndexVectors];
     MLA_UNROLL (v, kIndexVectors) q[v] = load(block + v * kLanes);
     MLA_UNROLL (j, kKeys) {
@@ -52,7 +54,8 @@ MLA_INLINE void score_index_keys(const float* block, const FloatTile& tile, Inde
 }
 
 // scores[k] = the lanes of sums[k] added.
-inline void add_index_lanes(const float (*sums)[kLanes], Index count, float* scores) noexcept {
+[[gnu::noinline]] inline void add_index_lanes(const float (*sums)[kLanes], Index count,
+                                              float* scores) noexcept {
   for_tiles_or_ones<4>(count, [&](auto keys, Index k) {
     if constexpr (keys.value == 4)
       reduce_add(load(sums[k]), load(sums[k + 1]), load(sums[k + 2]), load(sums[k + 3]),
@@ -68,10 +71,15 @@ inline void score_index_tiles(const IndexQueries& queries, const KeyValueRows& k
   for_key_tiles(keys, [&](Index first_key, Index count) {
     alignas(64) float sums[kTileKeys][kLanes];
     const FloatTile tile = make_tile(keys, first_key, count, scratch);
+    const Index after = keys.count - first_key - count;
+    RowsAhead ahead(keys, first_key + count, after < kTileKeys ? after : kTileKeys,
+                    (queries.rows.rows + kIndexLanes - 1) / kIndexLanes *
+                        ((count + kScoreKeys - 1) / kScoreKeys) *
+                        ((width + kIndexDims - 1) / kIndexDims));
     const float* block = queries.packed;
     for (Index h = 0; h < queries.rows.rows; h += kIndexLanes, block += kIndexLanes * (width + 1))
       for_tiles_or_ones<kScoreKeys>(count, [&](auto together, Index k) {
-        score_index_keys<together.value>(block, tile, k, h > 0, sums);
+        score_index_keys<together.value>(block, tile, k, h > 0, ahead, sums);
       });
     add_index_lanes(sums, count, scores + first_key);
   });
