@@ -194,5 +194,6 @@ int main(int argc, char** argv) {
   mla::bench::add_attention_form_rows();
   mla::bench::add_projection_rows();
   mla::bench::add_expert_rows();
+  mla::bench::add_sparse_attention_rows();
   benchmark::RunSpecifiedBenchmarks();
 }

@@ -50,6 +50,7 @@ inline void add_rows(const char* name, void (*run)(benchmark::State&),
 void add_attention_form_rows();
 void add_expert_rows();
 void add_projection_rows();
+void add_sparse_attention_rows();
 
 inline ReadBandwidth& read_bandwidth() {
   static ReadBandwidth probe;
@@ -141,13 +142,19 @@ struct Bench {
 
 inline LatentCache filled_cache(const AttentionConfig& config, CacheFormat format, Index tokens) {
   LatentCache cache(config, format);
+  const Index key_width = config.indexer.key_width();
   const auto values = random_values<float>(64 * config.cache_row_width());
+  const auto keys = random_values<float>(key_width == 0 ? 0 : 65521 + 64 * key_width);
   std::vector<Index> positions(64);
   for (Index first = 0; first < tokens; first += 64) {
     const Index count = std::min<Index>(64, tokens - first);
     for (Index i = 0; i < count; ++i) positions[static_cast<std::size_t>(i)] = first + i;
+    // Index keys differ from each other, or all would have the score of 64.
+    const float* const index_keys = keys.data() + first * key_width % 65521;
     cache.append({values.data(), count, config.cache_row_width()},
-                 {positions.data(), static_cast<std::size_t>(count)});
+                 {positions.data(), static_cast<std::size_t>(count)}, simd::kernels(),
+                 key_width == 0 ? MatrixView<const float>()
+                                : MatrixView<const float>(index_keys, count, key_width));
   }
   return cache;
 }

@@ -39,12 +39,24 @@ class Recorder final : public DecoderObserver {
     std::vector<float> weights;  // [tokens, num_experts_per_tok]
   };
 
-  std::map<std::string, std::vector<float>> hidden;  // embed, layer0, ..., norm
-  std::map<std::string, Routing> routing;            // layer1, ...
+  std::map<std::string, std::vector<float>> hidden;      // embed, layer0, ..., norm
+  std::map<std::string, Routing> routing;                // layer1, ...
+  std::map<std::string, std::vector<Index>> selections;  // layer0, ...: [tokens, index_topk]
 
   void on_embedding(MatrixView<const float> x) override { append(x, hidden["embed"]); }
   void on_layer(Index layer, MatrixView<const float> x) override { append(x, hidden[name(layer)]); }
   void on_norm(MatrixView<const float> x) override { append(x, hidden["norm"]); }
+  // As goldens have them: the rows that a token sees, rising, then -1.
+  void on_selection(Index layer, const IndexSelection& selection) override {
+    std::vector<Index>& to = selections[name(layer)];
+    for (const CallPlan::Share& share : selection.shares())
+      for (Index i = 0; i < share.tokens; ++i) {
+        const std::span<const Index> rows = selection.rows_of(share.first_token + i);
+        to.insert(to.end(), rows.begin(), rows.end());
+        for (Index row = 0; rows.empty() && row < selection.topk(); ++row)
+          to.push_back(row <= share.past + i ? row : -1);
+      }
+  }
   void on_experts(Index layer, const ExpertChoice& choice) override {
     Routing& to = routing[name(layer)];
     append(choice.scores, to.scores);
@@ -110,6 +122,7 @@ class ModelCase {
     check_logits();
     check_hidden();
     check_routers();
+    check_selections();
     check_prediction();
     check_greedy();
     return reports_;
@@ -123,7 +136,8 @@ class ModelCase {
   bool expects_anything() const {
     return std::ranges::any_of(goldens_.endings(prompt_ + "."), [](const std::string& what) {
       return what.starts_with("logits") || what.starts_with("hidden.") ||
-             what.starts_with("router.") || what == "mtp_logits" || what == "greedy";
+             what.starts_with("router.") || what.starts_with("indexer.") || what == "mtp_logits" ||
+             what == "greedy";
     });
   }
 
@@ -142,8 +156,9 @@ class ModelCase {
   // Fills recorder_, norm_ and, of prediction, drafts_.
   void forward() {
     recorder_ = {};
-    const bool record =
-        !goldens_.endings(name("hidden.")).empty() || !goldens_.endings(name("router.")).empty();
+    const bool record = !goldens_.endings(name("hidden.")).empty() ||
+                        !goldens_.endings(name("router.")).empty() ||
+                        !goldens_.endings(name("indexer.")).empty();
     DecoderObserver* observer = record ? &recorder_ : nullptr;
     DecoderState state = state_for(tokens());
     norm_.resize(tokens(), model_.hidden_size());
@@ -252,6 +267,28 @@ class ModelCase {
     for (std::size_t k = 0; k < expected.size(); ++k)
       weights.compare(static_cast<double>(expected[k].second),
                       static_cast<double>(actual[k].second));
+  }
+
+  // The error is the number of tokens that see other rows.
+  void check_selections() {
+    std::vector<Check> checks;
+    for (const std::string& rest : goldens_.endings(name("indexer."))) {
+      const std::string layer = rest.substr(0, rest.find('.')), what = "indexer." + rest;
+      if (!rest.ends_with(".topk")) continue;
+      const auto found = recorder_.selections.find(layer);
+      if (found == recorder_.selections.end())
+        goldens_.fail(name(what), ": the model has no indexer in ", layer);
+      const Index topk = model_.config().attention.indexer.topk;
+      goldens_.check_shape(name(what), {std::ssize(found->second) / topk, topk});
+      const std::vector<Index> expected = goldens_.integers(name(what));
+      Check check{what, 0.0, 1.0, 0.0};
+      const auto step = static_cast<std::size_t>(topk);
+      for (std::size_t first = 0; first < expected.size(); first += step)
+        check.error += !std::ranges::equal(std::span(expected).subspan(first, step),
+                                           std::span(found->second).subspan(first, step));
+      checks.push_back(check);
+    }
+    add_worst(checks);
   }
 
   void check_prediction() {

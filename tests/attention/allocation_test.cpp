@@ -48,6 +48,9 @@ TYPED_TEST(Allocation, ADecodingStepAllocatesNothingAfterTheFirst) {
        {AttentionForm::absorbed, AttentionForm::decompressed, AttentionForm::automatic}) {
     this->expect_decoding_allocates_nothing(small_config(), mode, false);
     this->expect_decoding_allocates_nothing(AttentionConfig::lesson(48, 4, 24, 20, 8), mode, true);
+    AttentionConfig sparse = small_config();
+    sparse.indexer = {.type = IndexerType::full, .heads = 5, .head_dim = 14, .topk = 9};
+    this->expect_decoding_allocates_nothing(sparse, mode, false);
     // Scratch memory of several blocks.
     this->expect_decoding_allocates_nothing(make_config(40, 30, 0, 300, 20, 10, 20), mode, false);
   }

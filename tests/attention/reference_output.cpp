@@ -43,6 +43,14 @@ DoubleMatrix reference_output_of_selection(const TestLayer& layer, const RowMajo
   return result<double>(layer, x, positions, {.selected = selected}).output;
 }
 
+std::vector<std::uint8_t> reference_selection(const TestLayer& layer, const RowMajorMatrix& x,
+                                              std::span<const Index> positions) {
+  return reference::select_keys(
+      reference::index_scores<double>(layer.config(), layer.weights.views(), x.cast<double>(),
+                                      positions),
+      layer.config().indexer.topk);
+}
+
 DoubleMatrix reference_output_over(const TestLayer& layer, const RowMajorMatrix& x,
                                    std::span<const Index> positions, const DoubleMatrix& rows) {
   const AttentionConfig& config = layer.config();

@@ -55,6 +55,9 @@ std::vector<PublishedFamily> published_families() {
       {"longcat-flash",
        {R"({"routed_scaling_factor": 5.0})", R"({"rope_theta": 10000.0})",
         R"({"rms_norm_eps": 1e-3})"}},
+      {"dsv32", {R"({"index_topk": 6})", R"({"indexer_rope_interleave": true})"}},
+      {"glm5", {R"({"index_topk": 12})", R"({"indexer_rope_interleave": false})"}},
+      {"glm52", {R"({"index_topk": 10})", R"({"indexer_rope_interleave": false})"}},
   };
 }
 

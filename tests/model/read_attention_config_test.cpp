@@ -276,7 +276,7 @@ TEST(ReadAttentionConfig, RefusesValuesThatNoLayerCanHave) {
 }
 
 TEST(ReadAttentionConfig, RefusesOtherModelTypes) {
-  for (const char* type : {"deepseek_v32", "glm_moe_dsa", "kimi_linear", "llama", ""})
+  for (const char* type : {"deepseek_v4", "hy_v4", "kimi_linear", "llama", ""})
     EXPECT_TRUE(refuses(with(deepseek_v3(), "model_type", type), {"model_type", type}));
 }
 

@@ -65,11 +65,20 @@ class RandomWeights {
     w.kv_a_layernorm = norm(rank);
     w.o_proj = projection(hidden, heads * v);
     if (options.biases) w.o_proj_bias = tensor(1, hidden, 0.5);
+    if (config.indexer.type == IndexerType::full) add_indexer(config);  // the others stay the same
   }
 
   const AttentionWeights& views() const noexcept { return views_; }
 
  private:
+  void add_indexer(const AttentionConfig& config) {
+    const IndexerConfig& indexer = config.indexer;
+    views_.indexer_wq_b = projection(indexer.heads * indexer.head_dim, config.q_lora_rank);
+    views_.indexer_wk = projection(indexer.head_dim, config.hidden_size);
+    views_.indexer_k_norm = norm(indexer.head_dim);
+    views_.indexer_k_norm_bias = tensor(1, indexer.head_dim, 0.3);
+    views_.indexer_weights_proj = projection(indexer.heads, config.hidden_size);
+  }
   WeightView projection(Index rows, Index cols, double scale = 1.0) {
     return tensor(rows, cols, scale / std::sqrt(static_cast<double>(cols)));
   }
@@ -152,6 +161,10 @@ DoubleMatrix reference_output(const TestLayer& layer, const RowMajorMatrix& x,
 DoubleMatrix reference_output_of_selection(const TestLayer& layer, const RowMajorMatrix& x,
                                            std::span<const Index> positions,
                                            MatrixView<const std::uint8_t> selected);
+
+/// Which keys the layer's indexer selects, reference::select_keys(index_scores<double>(...)).
+std::vector<std::uint8_t> reference_selection(const TestLayer& layer, const RowMajorMatrix& x,
+                                              std::span<const Index> positions);
 
 /// What reference::forward computes.
 struct ReferenceResult {

@@ -23,7 +23,8 @@ namespace mla {
 ///   q_b_proj           -> q_b_nope_proj, q_b_rope_proj
 ///   kv_a_proj_with_mqa -> kv_a_proj, k_rope_proj
 ///   kv_b_proj          -> k_b_proj, v_b_proj
-/// Biases [1, out_features] are optional (config key attention_bias).
+/// Biases [1, out_features] are optional (config key attention_bias). The tensors of an indexer are
+/// there exactly where AttentionConfig::indexer is IndexerType::full.
 struct AttentionWeights {
   WeightView q_proj;         ///< [heads * (nope + rope), hidden_size], by head: nope, then rope
   WeightView q_a_proj;       ///< [q_lora_rank, hidden_size]
@@ -45,6 +46,12 @@ struct AttentionWeights {
   WeightView q_a_proj_bias;
   WeightView kv_a_proj_with_mqa_bias;
   WeightView o_proj_bias;
+
+  WeightView indexer_wq_b;          ///< [index heads * index head_dim, q_lora_rank]
+  WeightView indexer_wk;            ///< [index head_dim, hidden_size]
+  WeightView indexer_k_norm;        ///< [1, index head_dim]
+  WeightView indexer_k_norm_bias;   ///< [1, index head_dim]
+  WeightView indexer_weights_proj;  ///< [index heads, hidden_size]
 
   bool split_query() const noexcept { return bool(q_b_nope_proj); }
   bool split_kv_a() const noexcept { return bool(kv_a_proj); }
@@ -87,9 +94,20 @@ struct AttentionWeights {
     check("kv_a_proj_with_mqa_bias", kv_a_proj_with_mqa_bias,
           bool(kv_a_proj_with_mqa_bias) && !kv_a_parts, 1, config.cache_row_width());
     check("o_proj_bias", o_proj_bias, bool(o_proj_bias), 1, hidden);
+    validate_indexer(config);
   }
 
  private:
+  void validate_indexer(const AttentionConfig& config) const {
+    const IndexerConfig& indexer = config.indexer;
+    const bool used = indexer.type == IndexerType::full;
+    check("indexer.wq_b", indexer_wq_b, used, indexer.heads * indexer.head_dim, config.q_lora_rank);
+    check("indexer.wk", indexer_wk, used, indexer.head_dim, config.hidden_size);
+    check("indexer.k_norm", indexer_k_norm, used, 1, indexer.head_dim);
+    check("indexer.k_norm_bias", indexer_k_norm_bias, used, 1, indexer.head_dim);
+    check("indexer.weights_proj", indexer_weights_proj, used, indexer.heads, config.hidden_size);
+  }
+
   static void check(const char* name, const WeightView& weight, bool used, Index rows, Index cols) {
     if (!used) {
       require(!weight, "tensor ", name, " is set, but this configuration does not use it");
@@ -122,6 +140,11 @@ inline constexpr AttentionWeightField kAttentionWeightFields[] = {
     {"q_a_proj_bias", &AttentionWeights::q_a_proj_bias},
     {"kv_a_proj_with_mqa_bias", &AttentionWeights::kv_a_proj_with_mqa_bias},
     {"o_proj_bias", &AttentionWeights::o_proj_bias},
+    {"indexer.wq_b", &AttentionWeights::indexer_wq_b},
+    {"indexer.wk", &AttentionWeights::indexer_wk},
+    {"indexer.k_norm", &AttentionWeights::indexer_k_norm},
+    {"indexer.k_norm_bias", &AttentionWeights::indexer_k_norm_bias},
+    {"indexer.weights_proj", &AttentionWeights::indexer_weights_proj},
 };
 static_assert(sizeof(AttentionWeights) == std::size(kAttentionWeightFields) * sizeof(WeightView));
 

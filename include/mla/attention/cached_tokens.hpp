@@ -40,6 +40,7 @@ struct CachedTokens {
   /// [tokens] the rows that each token sees; nullptr: a prefix each.
   const std::span<const Index>* selected = nullptr;
   SlidingWindow window = {};  ///< none, where rows are selected
+  Index later = 0;            ///< tokens of `cache` that come after these
 
   /// Tokens whose last one is the last of `cache`.
   static CachedTokens ending_in(const LatentCache& cache, Index first_token,
@@ -52,17 +53,31 @@ struct CachedTokens {
   }
 
   /// Cached tokens from before the call. Below 0: that many of the call's come before the cache.
-  Index past() const noexcept { return cache->size() + uncached - tokens; }
+  Index past() const noexcept { return cache->size() - later + uncached - tokens; }
   /// Keys that token i of this share sees, with those that a window hides.
   Index visible(Index i) const noexcept {
     if (selected) return std::ssize(selected[i]);
-    return std::clamp<Index>(past() + i + 1, 0, cache->size());
+    return std::clamp<Index>(past() + i + 1, 0, cache->size() - later);
   }
   /// The rows that these are, or nullptr for the first visible(i).
   const Index* rows_of(Index i) const noexcept { return selected ? selected[i].data() : nullptr; }
   /// Whether tokens see other keys than those up to their own.
   bool each_its_own() const noexcept {
     return selected != nullptr || (tokens > 0 && window.hidden(visible(tokens - 1)) > 0);
+  }
+  /// The first `count`, or the last.
+  CachedTokens first(Index count) const noexcept {
+    CachedTokens some = *this;
+    some.tokens = count;
+    some.later += tokens - count;
+    return some;
+  }
+  CachedTokens last(Index count) const noexcept {
+    CachedTokens some = *this;
+    some.first_token += tokens - count;
+    some.tokens = count;
+    if (selected) some.selected += tokens - count;
+    return some;
   }
   /// Token i alone.
   CachedTokens only(Index i) const noexcept {

@@ -130,18 +130,21 @@ class CallPlan {
     return tokens;
   }
 
-  /// Appends rows [tokens(), cache row width] to `caches`, one per sequence, of the same layer.
+  /// Appends rows [tokens(), cache row width], and index keys [tokens(), their width] where the
+  /// layer has them, to `caches`, one per sequence, of the same layer.
   void append(MatrixView<const float> rows, std::span<LatentCache* const> caches,
-              const simd::Kernels& kernels) const {
+              const simd::Kernels& kernels, MatrixView<const float> index_keys = {}) const {
     for (std::size_t s = 0; s < sequences_; ++s) {
       const Share& share = shares_[s];
       require(caches[s]->offset() == share.offset, "the cache of sequence ", s,
               " of this layer is shifted by ", caches[s]->offset(), ", that of the first one by ",
               share.offset);
-      caches[s]->append(rows.row_range(share.first_token, share.tokens),
-                        positions().subspan(static_cast<std::size_t>(share.first_token),
-                                            static_cast<std::size_t>(share.tokens)),
-                        kernels);
+      caches[s]->append(
+          rows.row_range(share.first_token, share.tokens),
+          positions().subspan(static_cast<std::size_t>(share.first_token),
+                              static_cast<std::size_t>(share.tokens)),
+          kernels,
+          index_keys.data ? index_keys.row_range(share.first_token, share.tokens) : index_keys);
     }
   }
 
@@ -190,6 +193,8 @@ class CallPlan {
     one_each("position_ids", options.position_ids.size());
     one_each("attention_mask", options.attention_mask.size());
     if (options.selected) check_selection(options.selected);
+    require(!options.selected || !config.indexer,
+            "a layer with an indexer selects keys itself, it takes no selection");
   }
 
   static void check_mode(AttentionForm mode, const ForwardOptions& options) {

@@ -48,6 +48,10 @@ void require_cache(const AttentionConfig& config, const LatentCache& cache, cons
           "the cache", name..., " has rows of ", cache.kv_lora_rank(), " + ",
           cache.rope_key_width(), " elements (latent + rotary keys), this layer needs ",
           config.kv_lora_rank, " + ", config.rope_key_width());
+  const Index width = cache.index_keys() ? cache.index_keys()->layout().width() : 0;
+  const Index needed = config.indexer.key_width();
+  require(needed == 0 || needed == width, "the cache", name..., " has index keys of ", width,
+          " numbers, the indexer of this layer needs ", needed);
   require_rotary(config.rotary(), cache.rotary(), name...);
 }
 
@@ -67,6 +71,8 @@ inline void check_batch(const AttentionConfig& config, std::span<const CachedTok
             " on are left");
     require(share.uncached >= 0 && share.uncached <= share.tokens, "sequence ", s, " has ",
             share.uncached, " uncached tokens of ", share.tokens);
+    require(share.later >= 0 && share.later <= share.cache->size(), "sequence ", s, " has ",
+            share.later, " tokens after it in a cache of ", share.cache->size());
     for (Index i = 0; share.selected && i < share.tokens; ++i)
       require_selection(share.selected[i], share.cache->size(), share.first_token + i);
     end = share.first_token + share.tokens;

@@ -29,6 +29,26 @@ struct IndexKeyFormat {
   CacheFormat format = CacheFormat::float32;
 };
 
+/// The index keys of a layer's cache where nobody chooses another format: as its rows, and fp8, as
+/// they were published, beside rows of 8 and 4 bits.
+inline IndexKeyFormat index_keys_of(const AttentionConfig& config, CacheFormat rows) noexcept {
+  const Index width = config.indexer.key_width();
+  switch (rows) {
+    case CacheFormat::float32:
+    case CacheFormat::bfloat16:
+    case CacheFormat::float16:
+#if defined(MLA_EXTRA_CACHE_FORMAT)
+    case CacheFormat::extra:
+#endif
+      return {width, rows};
+    case CacheFormat::int8:
+    case CacheFormat::fp8:
+    case CacheFormat::int4:
+      break;
+  }
+  return {width, CacheFormat::fp8};
+}
+
 /// The cache of one sequence and one layer: a row [latent | rotary keys] for each token, of
 /// kv_lora_rank + rope_key_width numbers in a format that is chosen at run time, in pages of 64
 /// tokens; and perhaps an index key for each, which is appended, truncated and saved with it. The
@@ -40,14 +60,15 @@ struct IndexKeyFormat {
 /// is ever evicted or shifted unless the caller says so.
 class LatentCache {
  public:
+  /// With index keys where the layer has an indexer; `index_keys` chooses another format for them.
   /// Throws std::invalid_argument where `config` or a format does not fit.
   explicit LatentCache(const AttentionConfig& config, CacheFormat format = CacheFormat::float32,
                        const IndexKeyFormat& index_keys = {})
       : rotary_(validated(config).rotary()),
         rows_(row_layout(format, config.kv_lora_rank, config.rope_key_width()),
               PagedRows::Positions::with) {
-    if (index_keys.width != 0)
-      index_keys_.emplace(row_layout(index_keys.format, index_keys.width, 0));
+    const IndexKeyFormat keys = index_keys.width != 0 ? index_keys : index_keys_of(config, format);
+    if (keys.width != 0) index_keys_.emplace(row_layout(keys.format, keys.width, 0));
   }
 
   /// Tokens cached.

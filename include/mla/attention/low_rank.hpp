@@ -36,17 +36,29 @@ class LowRankQuery {
   /// rotary part rotated. Throws std::invalid_argument for other shapes.
   void forward(MatrixView<const float> x, const RotaryTables& rotary, MatrixView<float> queries,
                Context& context) const {
-    require_matrix("x", x, x.rows, config_.hidden_size);
-    require_tables(rotary, x.rows, config_.qk_rope_head_dim);
-    require_matrix("queries", queries, x.rows, config_.num_attention_heads * config_.qk_head_dim());
     const Workspace::Scope scope(context.workspace());
-    MatrixView<const float> latent = x;
-    if (compress_) {
-      const auto compressed = context.workspace().take_matrix<float>(x.rows, config_.q_lora_rank);
-      compress_.forward(x, compressed, context);
-      if (norm_) norm_.forward(compressed, context);
-      latent = compressed;
-    }
+    expand(compress(x, context), rotary, queries, context);
+  }
+
+  // What forward() is made of.
+
+  /// x [tokens, hidden_size] -> the normalised query latent [tokens, q_lora_rank], in scratch
+  /// memory of `context`; x itself where q_lora_rank is 0.
+  MatrixView<const float> compress(MatrixView<const float> x, Context& context) const {
+    require_matrix("x", x, x.rows, config_.hidden_size);
+    if (!compress_) return x;
+    const auto latent = context.workspace().take_matrix<float>(x.rows, config_.q_lora_rank);
+    compress_.forward(x, latent, context);
+    if (norm_) norm_.forward(latent, context);
+    return latent;
+  }
+
+  /// latent, of compress() -> queries [tokens, heads * (nope + rope)].
+  void expand(MatrixView<const float> latent, const RotaryTables& rotary, MatrixView<float> queries,
+              Context& context) const {
+    require_tables(rotary, latent.rows, config_.qk_rope_head_dim);
+    require_matrix("queries", queries, latent.rows,
+                   config_.num_attention_heads * config_.qk_head_dim());
     if (expand_) {
       expand_.forward(latent, queries, context);
     } else {

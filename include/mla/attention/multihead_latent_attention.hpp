@@ -2,6 +2,7 @@
 #define MLA_ATTENTION_MULTIHEAD_LATENT_ATTENTION_HPP_
 
 #include <cstddef>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -9,6 +10,8 @@
 #include "mla/attention/attention_weights.hpp"
 #include "mla/attention/call_plan.hpp"
 #include "mla/attention/cost_model.hpp"
+#include "mla/attention/index_selection.hpp"
+#include "mla/attention/indexer.hpp"
 #include "mla/attention/latent_kv_cache.hpp"
 #include "mla/attention/low_rank.hpp"
 #include "mla/core/attention_config.hpp"
@@ -26,6 +29,10 @@ namespace mla {
 /// The result of a token at its position is the same to the last bit for any number of threads, any
 /// split of a prompt into calls and any batch, as long as mode, instruction set and cache type are
 /// the same.
+///
+/// With an indexer (AttentionConfig::indexer) a token sees the keys that it selects, absorbed in
+/// any mode. Tokens that see no more than index_topk keys see all of them, as without one: the same
+/// bits.
 class MultiheadLatentAttention {
  public:
   /// `weights` are views that must outlive the layer; only norms and biases are converted and kept.
@@ -84,12 +91,15 @@ class MultiheadLatentAttention {
   ///   x, out  [plan.tokens(), hidden_size], without padding; may be the same memory
   ///   masses  where given, those of this layer, or nullptr, for each sequence: the attention of
   ///   its
-  ///           tokens is counted
+  ///           tokens is counted, which a layer with an indexer refuses
+  ///   selection  of the call, where layers share one: written by a layer with an indexer of its
+  ///           own, read by those that take the last such layer's. nullptr: none is shared
   /// Throws std::invalid_argument for shapes that do not fit. Rows that were appended before
   /// something was thrown stay: whoever planned the call takes them back (CacheRollback).
   void forward(const CallPlan& plan, std::span<LatentCache* const> caches,
                MatrixView<const float> x, MatrixView<float> out, Context& context,
-               std::span<AttentionMass* const> masses = {}) const;
+               std::span<AttentionMass* const> masses = {},
+               IndexSelection* selection = nullptr) const;
 
   /// As append() over a planned call: x [plan.tokens(), hidden_size].
   void append(const CallPlan& plan, std::span<LatentCache* const> caches, MatrixView<const float> x,
@@ -99,14 +109,25 @@ class MultiheadLatentAttention {
   void check_call(MatrixView<const float> x) const;
 
   // The form for a sequence. Depends on the sequence alone, not on its batch.
-  AttentionForm mode_of(const CallPlan::Share& share, const CachedTokens& sequence,
+  AttentionForm mode_of(AttentionForm wanted, const CachedTokens& sequence,
                         const Context& context) const noexcept;
+
+  // What the layers of a call share, or `own`, made for this one. nullptr: tokens see all keys.
+  IndexSelection* selection_of(const CallPlan& plan, IndexSelection* shared,
+                               std::optional<IndexSelection>& own, Context& context) const;
+
+  // The tokens of the plan's sequences: those that see all keys up to their own apart from those
+  // that see a selection, at most two of a sequence.
+  std::span<CachedTokens> tokens_of(const CallPlan& plan, std::span<LatentCache* const> caches,
+                                    const IndexSelection* selection, AttentionForm* modes,
+                                    Context& context) const;
 
   // queries [tokens, heads * (nope + rope)] -> values [tokens, heads * v], for neighbouring
   // sequences of the same form together.
   void attend(const CallPlan& plan, std::span<LatentCache* const> caches,
               MatrixView<const float> queries, MatrixView<float> values,
-              MatrixView<float> log_sum_exp, Context& context) const;
+              MatrixView<float> log_sum_exp, const IndexSelection* selection,
+              Context& context) const;
 
   void attend_run(AttentionForm mode, std::span<const CachedTokens> batch,
                   MatrixView<const float> queries, MatrixView<float> values,
@@ -120,6 +141,7 @@ class MultiheadLatentAttention {
   AttentionConfig config_;
   RotaryEmbedding rotary_;
   LowRankQuery query_;
+  Indexer indexer_;
   LatentCompression compression_;
   LatentDecompression decompression_;
   Linear output_;

@@ -50,6 +50,7 @@ MLA_BODY MultiheadLatentAttention::MultiheadLatentAttention(const AttentionConfi
     : config_((config.validate(), weights.validate(config), config)),
       rotary_(config),
       query_(config, weights),
+      indexer_(config, weights),
       compression_(config, weights),
       decompression_(config, weights),
       output_(weights.o_proj, weights.o_proj_bias) {}
@@ -102,22 +103,32 @@ MLA_BODY void MultiheadLatentAttention::forward(const CallPlan& plan,
                                                 std::span<LatentCache* const> caches,
                                                 MatrixView<const float> x, MatrixView<float> out,
                                                 Context& context,
-                                                std::span<AttentionMass* const> masses) const {
+                                                std::span<AttentionMass* const> masses,
+                                                IndexSelection* selection) const {
   check_call(x);
   require_matrix("out", out, plan.tokens(), config_.hidden_size);
   require(masses.empty() || masses.size() == caches.size(), "got ", masses.size(), " masses for ",
           caches.size(), " sequences");
+  require(masses.empty() || !config_.indexer,
+          "attention is not counted where an indexer selects the keys");
   if (plan.tokens() == 0) return;
   Workspace& workspace = context.workspace();
   const Workspace::Scope scope(workspace);
   const Index tokens = plan.tokens(), heads = config_.num_attention_heads;
   append(plan, caches, x, context);
+  std::optional<IndexSelection> own;
+  selection = selection_of(plan, selection, own, context);
   const auto queries = workspace.take_matrix<float>(tokens, heads * config_.qk_head_dim());
-  query_.forward(x, plan.rotary(), queries, context);
+  {
+    const Workspace::Scope queries_scope(workspace);
+    const auto latent = query_.compress(x, context);
+    query_.expand(latent, plan.rotary(), queries, context);
+    if (indexer_) indexer_.select(x, latent, plan, caches, *selection, context);
+  }
   const auto values = workspace.take_matrix<float>(tokens, heads * config_.v_head_dim);
   const auto log_sum_exp =
       masses.empty() ? MatrixView<float>() : workspace.take_matrix<float>(tokens, heads);
-  attend(plan, caches, queries, values, log_sum_exp, context);
+  attend(plan, caches, queries, values, log_sum_exp, selection, context);
   if (!masses.empty()) count(plan, caches, queries, log_sum_exp, masses, context);
   output_.forward(values, out, context);
 }
@@ -136,7 +147,12 @@ MLA_BODY void MultiheadLatentAttention::append(const CallPlan& plan,
   const auto rows =
       context.workspace().take_matrix<float>(plan.tokens(), config_.cache_row_width());
   compression_.forward(x, plan.rotary(), rows, context);
-  plan.append(rows, caches, context.kernels());
+  MatrixView<float> index_keys;
+  if (indexer_) {
+    index_keys = context.workspace().take_matrix<float>(plan.tokens(), config_.indexer.key_width());
+    indexer_.make_keys(x, plan.rotary(), index_keys, context);
+  }
+  plan.append(rows, caches, context.kernels(), index_keys);
 }
 
 MLA_BODY void MultiheadLatentAttention::check_call(MatrixView<const float> x) const {
@@ -145,26 +161,58 @@ MLA_BODY void MultiheadLatentAttention::check_call(MatrixView<const float> x) co
           " columns, got ", x.cols);
 }
 
-MLA_BODY AttentionForm MultiheadLatentAttention::mode_of(const CallPlan::Share& share,
+MLA_BODY AttentionForm MultiheadLatentAttention::mode_of(AttentionForm wanted,
                                                          const CachedTokens& sequence,
                                                          const Context& context) const noexcept {
-  if (share.mode != AttentionForm::automatic) return share.mode;
+  if (wanted != AttentionForm::automatic) return wanted;
   if (sequence.each_its_own()) return AttentionForm::absorbed;
   return choose_mode(
-      config_, share.past, share.tokens,
+      config_, sequence.past(), sequence.tokens,
       attention_speed(context.kernels(), decompression_.format(), sequence.cache->format()));
+}
+
+MLA_BODY IndexSelection* MultiheadLatentAttention::selection_of(const CallPlan& plan,
+                                                                IndexSelection* shared,
+                                                                std::optional<IndexSelection>& own,
+                                                                Context& context) const {
+  if (!config_.indexer) return nullptr;
+  IndexSelection* selection = shared;
+  if (!selection) selection = &own.emplace(config_, plan, context.workspace());
+  require(indexer_ || selection->selected(),
+          "this layer takes the selection of a layer with an indexer, which must come before it in "
+          "the same call");
+  return selection;
+}
+
+MLA_BODY std::span<CachedTokens> MultiheadLatentAttention::tokens_of(
+    const CallPlan& plan, std::span<LatentCache* const> caches, const IndexSelection* selection,
+    AttentionForm* modes, Context& context) const {
+  CachedTokens* const tokens = context.workspace().take<CachedTokens>(2 * std::ssize(caches));
+  std::size_t count = 0;
+  for (std::size_t s = 0; s < caches.size(); ++s) {
+    const CallPlan::Share& share = plan.shares()[s];
+    const CachedTokens all = plan.cached(s, *caches[s]);
+    const Index dense = selection ? selection->dense_tokens(share) : share.tokens;
+    if (dense > 0 || share.tokens == 0) {
+      tokens[count] = all.first(dense);
+      modes[count] = mode_of(share.mode, tokens[count], context);
+      ++count;
+    }
+    if (dense == share.tokens) continue;
+    tokens[count] = all.last(share.tokens - dense);
+    tokens[count].selected = selection->lists(share.first_token + dense);
+    modes[count++] = AttentionForm::absorbed;
+  }
+  return {tokens, count};
 }
 
 MLA_BODY void MultiheadLatentAttention::attend(
     const CallPlan& plan, std::span<LatentCache* const> caches, MatrixView<const float> queries,
-    MatrixView<float> values, MatrixView<float> log_sum_exp, Context& context) const {
-  const std::size_t count = caches.size();
-  CachedTokens* const sequences = context.workspace().take<CachedTokens>(std::ssize(caches));
-  AttentionForm* const modes = context.workspace().take<AttentionForm>(std::ssize(caches));
-  for (std::size_t s = 0; s < count; ++s) {
-    sequences[s] = plan.cached(s, *caches[s]);
-    modes[s] = mode_of(plan.shares()[s], sequences[s], context);
-  }
+    MatrixView<float> values, MatrixView<float> log_sum_exp, const IndexSelection* selection,
+    Context& context) const {
+  AttentionForm* const modes = context.workspace().take<AttentionForm>(2 * std::ssize(caches));
+  const std::span<CachedTokens> sequences = tokens_of(plan, caches, selection, modes, context);
+  const std::size_t count = sequences.size();
   for (std::size_t s = 0, end; s < count; s = end) {
     const Index first = sequences[s].first_token;
     Index tokens = 0;
@@ -173,7 +221,7 @@ MLA_BODY void MultiheadLatentAttention::attend(
       tokens += sequences[end].tokens;
     }
     if (tokens > 0)
-      attend_run(modes[s], {sequences + s, end - s}, queries.row_range(first, tokens),
+      attend_run(modes[s], sequences.subspan(s, end - s), queries.row_range(first, tokens),
                  values.row_range(first, tokens),
                  log_sum_exp.data ? log_sum_exp.row_range(first, tokens) : log_sum_exp, context);
   }

@@ -2,8 +2,13 @@
 #define MLA_ATTENTION_REFERENCE_HPP_
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <limits>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -105,6 +110,19 @@ struct Mask {
   }
 };
 
+/// (x - mean) / sqrt(variance + eps) * weight + bias, row by row.
+template <class Scalar>
+Matrix<Scalar> layer_norm(const Matrix<Scalar>& x, const RowVector<Scalar>& weight,
+                          const RowVector<Scalar>& bias, double eps) {
+  Matrix<Scalar> y(x.rows(), x.cols());
+  for (Index t = 0; t < x.rows(); ++t) {
+    const RowVector<Scalar> centred = x.row(t).array() - x.row(t).mean();
+    const Scalar variance = centred.squaredNorm() / Scalar(x.cols());
+    y.row(t) = (centred / std::sqrt(variance + Scalar(eps))).cwiseProduct(weight) + bias;
+  }
+  return y;
+}
+
 /// Softmax attention of one head: queries and keys [tokens, d], values [tokens, v]. Row t sees the
 /// keys up to t that `mask` allows; a row that sees none is 0.
 template <class Scalar>
@@ -123,6 +141,20 @@ Matrix<Scalar> causal_attention(const Matrix<Scalar>& q, const Matrix<Scalar>& k
   return out;
 }
 
+/// The normalised query latent [tokens, q_lora_rank] of x [tokens, hidden_size]; x itself where
+/// queries are not compressed.
+template <class Scalar>
+Matrix<Scalar> query_latent(const AttentionConfig& config, const AttentionWeights& weights,
+                            const Matrix<Scalar>& x) {
+  Matrix<Scalar> c_q = x;
+  if (config.q_lora_rank > 0) c_q = linear(x, weights.q_a_proj, weights.q_a_proj_bias);
+  if (weights.q_a_layernorm)
+    c_q = Scalar(config.q_latent_scale) *
+          rms_norm<Scalar>(c_q, to_matrix<Scalar>(weights.q_a_layernorm).row(0),
+                           config.q_a_layernorm_eps);
+  return c_q;
+}
+
 /// Queries of x [tokens, hidden_size]: compressed, normalised, expanded; the rotary part of each
 /// head rotated.
 template <class Scalar>
@@ -130,12 +162,7 @@ Queries<Scalar> queries(const AttentionConfig& config, const AttentionWeights& w
                         const Matrix<Scalar>& x, std::span<const Index> positions) {
   const Index heads = config.num_attention_heads, tokens = x.rows();
   const Index nope = config.qk_nope_head_dim, rope = config.qk_rope_head_dim;
-  Matrix<Scalar> c_q = x;
-  if (config.q_lora_rank > 0) c_q = linear(x, weights.q_a_proj, weights.q_a_proj_bias);
-  if (weights.q_a_layernorm)
-    c_q = Scalar(config.q_latent_scale) *
-          rms_norm<Scalar>(c_q, to_matrix<Scalar>(weights.q_a_layernorm).row(0),
-                           config.q_a_layernorm_eps);
+  const Matrix<Scalar> c_q = query_latent(config, weights, x);
   Queries<Scalar> q = {Matrix<Scalar>(tokens, heads * nope), Matrix<Scalar>(tokens, heads * rope)};
   if (weights.split_query()) {
     q.nope = linear(c_q, weights.q_b_nope_proj);
@@ -177,6 +204,58 @@ Latents<Scalar> latents(const AttentionConfig& config, const AttentionWeights& w
   return kv;
 }
 
+/// Index keys [tokens, index_head_dim] of x [tokens, hidden_size]: one for all index heads, its
+/// first qk_rope_head_dim numbers rotated.
+template <class Scalar>
+Matrix<Scalar> index_keys(const AttentionConfig& config, const AttentionWeights& weights,
+                          const Matrix<Scalar>& x, std::span<const Index> positions) {
+  Matrix<Scalar> keys = layer_norm<Scalar>(
+      linear(x, weights.indexer_wk), to_matrix<Scalar>(weights.indexer_k_norm).row(0),
+      to_matrix<Scalar>(weights.indexer_k_norm_bias).row(0), config.indexer.k_norm_eps);
+  Matrix<Scalar> rotated = keys.leftCols(config.qk_rope_head_dim);
+  rotate<Scalar>(rotated, positions, RotaryEmbedding(config), config.indexer.rope_interleave);
+  keys.leftCols(config.qk_rope_head_dim) = rotated;
+  return keys;
+}
+
+/// Scores [tokens, tokens] of index keys (columns) for tokens (rows); 0 for keys that come later.
+template <class Scalar>
+Matrix<Scalar> index_scores(const AttentionConfig& config, const AttentionWeights& weights,
+                            const Matrix<Scalar>& x, std::span<const Index> positions) {
+  const Index heads = config.indexer.heads, dim = config.indexer.head_dim, tokens = x.rows();
+  const Matrix<Scalar> keys = index_keys(config, weights, x, positions);
+  const Matrix<Scalar> queries = linear(query_latent(config, weights, x), weights.indexer_wq_b);
+  const Scalar scale = Scalar(1) / std::sqrt(Scalar(heads) * Scalar(dim));
+  const Matrix<Scalar> factors = scale * linear(x, weights.indexer_weights_proj);
+  Matrix<Scalar> scores = Matrix<Scalar>::Zero(tokens, tokens);
+  for (Index h = 0; h < heads; ++h) {
+    Matrix<Scalar> query = queries.middleCols(h * dim, dim);
+    Matrix<Scalar> rotated = query.leftCols(config.qk_rope_head_dim);
+    rotate<Scalar>(rotated, positions, RotaryEmbedding(config), config.indexer.rope_interleave);
+    query.leftCols(config.qk_rope_head_dim) = rotated;
+    const Matrix<Scalar> products = (query * keys.transpose()).cwiseMax(Scalar(0));
+    for (Index t = 0; t < tokens; ++t)
+      scores.row(t).head(t + 1) += factors(t, h) * products.row(t).head(t + 1);
+  }
+  return scores;
+}
+
+/// Which keys sparse attention leaves, [tokens, tokens] of 1 and 0, row by row: for each token the
+/// `topk` of the keys up to its own with the highest scores, of equal ones the earlier.
+template <class Scalar>
+std::vector<std::uint8_t> select_keys(const Matrix<Scalar>& scores, Index topk) {
+  const Index tokens = scores.rows();
+  std::vector<std::uint8_t> selected(static_cast<std::size_t>(tokens * tokens));
+  for (Index t = 0; t < tokens; ++t) {
+    std::vector<Index> keys(static_cast<std::size_t>(t + 1));
+    std::iota(keys.begin(), keys.end(), Index{0});
+    std::ranges::stable_sort(keys, std::ranges::greater(), [&](Index s) { return scores(t, s); });
+    for (Index k = 0; k < std::min(topk, t + 1); ++k)
+      selected[static_cast<std::size_t>(t * tokens + keys[static_cast<std::size_t>(k)])] = 1;
+  }
+  return selected;
+}
+
 /// Keys and values of each head from the latents, ordinary attention, o_proj: [tokens,
 /// hidden_size].
 template <class Scalar>
@@ -210,13 +289,20 @@ Matrix<Scalar> attend(const AttentionConfig& config, const AttentionWeights& wei
 
 /// One layer over a sequence x [tokens, hidden_size].
 ///   positions  [tokens]
-///   mask       keep: 1 for a token, 0 for padding; selected: by sparse attention
+///   mask       keep: 1 for a token, 0 for padding; selected: by sparse attention. A layer with an
+///              indexer of its own selects by itself, without padding
 template <class Scalar>
 Result<Scalar> forward(const AttentionConfig& config, const AttentionWeights& weights,
                        const Matrix<Scalar>& x, std::span<const Index> positions,
                        const Mask& mask = {}) {
   const Latents<Scalar> kv = latents(config, weights, x, positions);
-  return {attend(config, weights, queries(config, weights, x, positions), kv, mask), kv.latent,
+  std::vector<std::uint8_t> selected;
+  Mask seen = mask;
+  if (config.indexer.type == IndexerType::full) {
+    selected = select_keys(index_scores(config, weights, x, positions), config.indexer.topk);
+    seen.selected = {selected.data(), x.rows(), x.rows()};
+  }
+  return {attend(config, weights, queries(config, weights, x, positions), kv, seen), kv.latent,
           kv.rope_key};
 }
 

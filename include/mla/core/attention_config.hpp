@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "mla/core/error.hpp"
+#include "mla/core/indexer_config.hpp"
 #include "mla/core/tensor.hpp"
 
 namespace mla {
@@ -179,6 +180,9 @@ struct AttentionConfig {
   double query_temperature_beta = 0.0;
   Index query_temperature_length = 1;
 
+  /// Which keys tokens see. By default: all up to their own.
+  IndexerConfig indexer = {};
+
   bool operator==(const AttentionConfig&) const = default;
 
   /// Width of a query or key: qk_nope_head_dim + qk_rope_head_dim.
@@ -230,6 +234,7 @@ struct AttentionConfig {
             query_temperature_length);
     rope_scaling.validate();
     rope_scaling.validate_for(qk_rope_head_dim);
+    indexer.validate(q_lora_rank, qk_rope_head_dim);
     require(rope_scaling.type != RopeScalingType::dynamic,
             "rope_scaling.type dynamic changes the rotation of keys that are already cached, so an "
             "attention layer cannot use it; RotaryEmbedding makes its tables");

@@ -12,11 +12,40 @@
 
 namespace mla {
 
+namespace detail {
+
+inline void read_indexer(TensorReader& reader, const AttentionConfig& config,
+                         AttentionWeights& weights) {
+  const IndexerConfig& indexer = config.indexer;
+  switch (indexer.type) {
+    case IndexerType::none:
+      return;
+    case IndexerType::shared:
+      for (const std::string& name : reader.names())
+        if (name.starts_with("indexer.")) reader.ignore(name);
+      return;
+    case IndexerType::full:
+      break;
+  }
+  const Index dim = indexer.head_dim, hidden = config.hidden_size;
+  weights.indexer_wq_b =
+      reader.matrix("indexer.wq_b.weight", indexer.heads * dim, config.q_lora_rank);
+  weights.indexer_wk = reader.matrix("indexer.wk.weight", dim, hidden);
+  weights.indexer_k_norm = reader.vector("indexer.k_norm.weight", dim);
+  weights.indexer_k_norm_bias = reader.vector("indexer.k_norm.bias", dim);
+  weights.indexer_weights_proj =
+      reader.matrix("indexer.weights_proj.weight", indexer.heads, hidden);
+}
+
+}  // namespace detail
+
 /// Takes the weights of one attention layer, by their published names, from a reader of its module,
 /// "model.layers.0.self_attn". Where `attention_bias`, the key of config.json, is given, exactly
 /// the biases that it promises must be there; without it they are taken where they are. Throws
 /// std::runtime_error naming the tensor when one is missing or has another shape than the
-/// configuration says. Tensors that are left over are the caller's to refuse.
+/// configuration says. A layer that shares the selection of another has no indexer; where the file
+/// has one all the same, as conversions do, it is ignored. Tensors that are left over are the
+/// caller's to refuse.
 inline AttentionWeights read_attention_weights(TensorReader& reader, const AttentionConfig& config,
                                                std::optional<bool> attention_bias = std::nullopt) {
   const Index hidden = config.hidden_size;
@@ -48,6 +77,7 @@ inline AttentionWeights read_attention_weights(TensorReader& reader, const Atten
                     config.kv_lora_rank);
   weights.o_proj = reader.matrix("o_proj.weight", hidden, heads * config.v_head_dim);
   weights.o_proj_bias = bias("o_proj.bias", hidden);
+  detail::read_indexer(reader, config, weights);
   reader.ignore("rotary_emb.inv_freq");  // old files have the table, which is always computed
   return weights;
 }

@@ -56,6 +56,11 @@ inline SnapshotFields snapshot_fields(const AttentionConfig& config, const Laten
       [&](const char* name, std::string text) { fields.emplace_back(name, std::move(text)); });
   if (config.kv_latent_scale != 1.0)
     fields.emplace_back("kv_latent_scale", shortest_text(config.kv_latent_scale));
+  if (config.indexer) {
+    fields.emplace_back("index_topk", std::to_string(config.indexer.topk));
+    fields.emplace_back("indexer_rope_interleave",
+                        config.indexer.rope_interleave ? "true" : "false");
+  }
   if (const PagedRows* keys = cache.index_keys()) {
     fields.emplace_back("index_key_width", std::to_string(keys->layout().width()));
     fields.emplace_back("index_key_format", name_of(keys->layout().format));

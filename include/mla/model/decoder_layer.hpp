@@ -11,6 +11,7 @@
 #include "mla/attention/attention_mass.hpp"
 #include "mla/attention/attention_weights.hpp"
 #include "mla/attention/call_plan.hpp"
+#include "mla/attention/index_selection.hpp"
 #include "mla/attention/latent_cache.hpp"
 #include "mla/attention/multihead_latent_attention.hpp"
 #include "mla/core/error.hpp"
@@ -36,6 +37,8 @@ class DecoderObserver {
   virtual void on_embedding(MatrixView<const float> /*hidden*/) {}
   /// hidden [tokens, hidden_size]: the residual stream after a layer.
   virtual void on_layer(Index /*layer*/, MatrixView<const float> /*hidden*/) {}
+  /// The rows that a layer's indexer selected for the tokens of a call.
+  virtual void on_selection(Index /*layer*/, const IndexSelection& /*selection*/) {}
   /// The experts that a layer's router chose.
   virtual void on_experts(Index /*layer*/, const ExpertChoice& /*choice*/) {}
   /// hidden [tokens, hidden_size]: the state after model.norm.
@@ -92,23 +95,29 @@ class DecoderLayer {
   /// Adds the layer's part to the residual stream x [plan.tokens(), hidden_size], whose tokens are
   /// appended to `caches`: this layer's of each of the plan's sequences, those of a second
   /// attention after those of the first; there must be no padding. `masses`: none, or one or
-  /// nullptr for each cache (see MultiheadLatentAttention). What was appended before something was
-  /// thrown stays.
+  /// nullptr for each cache (see MultiheadLatentAttention). `selection`: what layers of the call
+  /// share (likewise); nullptr: nothing. What was appended before something was thrown stays.
   void forward(MatrixView<float> x, const CallPlan& plan, std::span<LatentCache* const> caches,
                Context& context, DecoderObserver* observer = nullptr,
-               std::span<AttentionMass* const> masses = {}) const {
+               std::span<AttentionMass* const> masses = {},
+               IndexSelection* selection = nullptr) const {
     Workspace& workspace = context.workspace();
     const Workspace::Scope scope(workspace);
     const auto normalised = workspace.take_matrix<float>(x.rows, x.cols);
     const auto part = workspace.take_matrix<float>(x.rows, x.cols);
     const auto beside = workspace.take_matrix<float>(shortcut_ ? x.rows : 0, x.cols);
     const std::size_t sequences = plan.shares().size();
+    std::optional<IndexSelection> own;
+    if (attention().config().indexer.type == IndexerType::full && !selection)
+      selection = &own.emplace(attention().config(), plan, workspace);
     for (std::size_t h = 0; h < halves_.size(); ++h) {
       const Half& half = halves_[h];
       half.input_norm.forward(x, normalised, context);
-      half.attention.forward(plan, caches.subspan(h * sequences, sequences), normalised, part,
-                             context,
-                             masses.empty() ? masses : masses.subspan(h * sequences, sequences));
+      half.attention.forward(
+          plan, caches.subspan(h * sequences, sequences), normalised, part, context,
+          masses.empty() ? masses : masses.subspan(h * sequences, sequences), selection);
+      if (observer && half.attention.config().indexer.type == IndexerType::full)
+        observer->on_selection(layer_, *selection);
       add(part, x, context);
       half.post_attention_norm.forward(x, normalised, context);
       if (shortcut_ && h == 0) forward_experts(*shortcut_, normalised, beside, context, observer);
@@ -139,7 +148,7 @@ class DecoderLayer {
   struct Half {
     Half(const ModelConfig& config, Index layer, const DecoderLayerWeights& weights)
         : input_norm(detail::make_norm("input_layernorm", weights.input_layernorm, config)),
-          attention(config.attention, weights.self_attn),
+          attention(config.attention_of(layer), weights.self_attn),
           post_attention_norm(detail::make_norm("post_attention_layernorm",
                                                 weights.post_attention_layernorm, config)) {
       const auto* experts = std::get_if<MixtureOfExpertsWeights>(&weights.mlp);

@@ -13,6 +13,7 @@
 #include "mla/attention/cache_rollback.hpp"
 #include "mla/attention/call_plan.hpp"
 #include "mla/attention/cost_model.hpp"
+#include "mla/attention/index_selection.hpp"
 #include "mla/attention/latent_cache.hpp"
 #include "mla/attention/sliding_window.hpp"
 #include "mla/core/error.hpp"
@@ -198,6 +199,8 @@ class DecoderModel {
       require(!step.mass || step.mass->layers() == config_.attentions(),
               "attention is to be counted in ", config_.attentions(), " layers, text ", s,
               " has masses for ", step.mass ? step.mass->layers() : 0);
+      require(!step.mass || !config_.attention.indexer,
+              "attention is not counted where an indexer selects the keys");
       require(!step.mass || !step.window, "attention through a window is not counted");
       require(step.window || std::ssize(step.tokens) <= max_position_embeddings() - state.size(),
               "a text of ", state.size(), " + ", step.tokens.size(),
@@ -296,6 +299,8 @@ class DecoderModel {
     AttentionMass** const masses = workspace.take<AttentionMass*>(static_cast<Index>(count));
     const bool counted =
         std::ranges::any_of(pieces, [](const Piece& piece) { return piece.step->mass; });
+    std::optional<IndexSelection> selection;
+    if (config_.attention.indexer) selection.emplace(config_.attention, plan, workspace);
     for (Index layer = 0; layer < config_.num_hidden_layers; ++layer) {
       for (std::size_t c = 0; c < count; ++c) {
         const TextStep& step = *pieces[c % pieces.size()].step;
@@ -304,7 +309,8 @@ class DecoderModel {
         masses[c] = step.mass ? &step.mass->layer(cache) : nullptr;
       }
       layers_[static_cast<std::size_t>(layer)].forward(
-          x, plan, {caches, count}, context, options.observer, {masses, counted ? count : 0});
+          x, plan, {caches, count}, context, options.observer, {masses, counted ? count : 0},
+          selection ? &*selection : nullptr);
     }
     head_.normalise(x, context);
     if (options.observer) options.observer->on_norm(x);

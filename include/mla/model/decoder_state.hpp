@@ -35,7 +35,9 @@ class DecoderState {
             config.max_position_embeddings, ", got ", context_tokens);
     const AttentionConfig attention = config.attention.for_context(context_tokens_);
     for (Index layer = 0; layer < config.attentions(); ++layer)
-      layers_.emplace_back(attention, format);
+      layers_.emplace_back(
+          config.attention_of(layer / config.attentions_per_layer()).for_context(context_tokens_),
+          format);
     if (config.num_nextn_predict_layers > 0) prediction_.emplace_back(attention, format);
   }
 
@@ -89,6 +91,9 @@ class DecoderState {
     require(std::ssize(rows) == layers(), "rows to evict must be given for ", layers(),
             " layers, got ", rows.size());
     for (std::size_t layer = 0; layer < rows.size(); ++layer) {
+      require(!layers_.front().index_keys() || rows[layer] == rows[0],
+              "layers that share a selection must forget the same rows: layer ", layer,
+              " would forget others than layer 0");
       require(rows[layer].size() == rows[0].size(), "as many rows must go from each layer, got ",
               rows[0].size(), " from layer 0 and ", rows[layer].size(), " from layer ", layer);
       require(rows[layer].empty() || rows[layer].back() != size() - 1,
@@ -286,7 +291,9 @@ void require_state(const ModelConfig& config, const DecoderState& state, const N
   require(state.layers() == config.attentions(), "the state", name...,
           " was made for another model: it has ", state.layers(), " layers, this one has ",
           config.attentions());
-  require_cache(config.attention, state.layer(0), name...);
+  for (Index layer = 0; layer < state.layers(); ++layer)
+    require_cache(config.attention_of(layer / config.attentions_per_layer()), state.layer(layer),
+                  name...);
 }
 
 }  // namespace mla

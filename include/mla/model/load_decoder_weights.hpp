@@ -164,7 +164,7 @@ class DecoderLoader {
     DecoderLayerWeights weights;
     weights.input_layernorm = norm(tensors, "input_layernorm.weight");
     weights.self_attn =
-        read_attention_weights(attention, config_.attention, config_.attention_bias);
+        read_attention_weights(attention, config_.attention_of(layer), config_.attention_bias);
     weights.post_attention_layernorm = norm(tensors, "post_attention_layernorm.weight");
     if (config_.has_experts(layer))
       weights.mlp = load_experts(tensors.under("mlp"));

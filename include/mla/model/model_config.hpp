@@ -134,6 +134,10 @@ struct ModelConfig {
   /// A layer is attention, MLP, attention, MLP; a mixture of experts runs beside them, from the
   /// first MLP's input to the layer's end (LongCat-Flash).
   bool shortcut_experts = false;
+  /// [num_hidden_layers] which layers have an indexer of their own, full, and which take the
+  /// selection of the last one that has, shared. Empty: as `attention` says, each its own. The
+  /// layer of multi-token prediction has its own in any case.
+  std::vector<IndexerType> indexer_types;
   TensorNames names;
   std::optional<TokenId> bos_token_id;
   std::vector<TokenId> eos_token_ids;  ///< each one ends a text
@@ -141,6 +145,13 @@ struct ModelConfig {
   bool operator==(const ModelConfig&) const = default;
 
   Index hidden_size() const noexcept { return attention.hidden_size; }
+  /// That of a layer: layers differ in who selects their keys.
+  AttentionConfig attention_of(Index layer) const {
+    AttentionConfig config = attention;
+    if (layer < std::ssize(indexer_types))
+      config.indexer.type = indexer_types[static_cast<std::size_t>(layer)];
+    return config;
+  }
   bool has_experts(Index layer) const noexcept {
     if (dense_prediction && layer >= num_hidden_layers) return false;
     return experts.n_routed_experts > 0 && layer >= first_k_dense_replace &&
@@ -152,6 +163,9 @@ struct ModelConfig {
 
   /// Throws std::invalid_argument naming the first field that does not fit.
   void validate() const;
+
+ private:
+  void validate_indexer_types() const;
 };
 
 namespace detail {
@@ -219,6 +233,23 @@ inline void ModelConfig::validate() const {
   require(!shortcut_experts || (experts.n_routed_experts > 0 && num_nextn_predict_layers == 0),
           "shortcut_experts needs experts and no multi-token prediction, got n_routed_experts ",
           experts.n_routed_experts, " and num_nextn_predict_layers ", num_nextn_predict_layers);
+  require(!shortcut_experts || !attention.indexer, "shortcut_experts with an indexer is unknown");
+  validate_indexer_types();
+}
+
+inline void ModelConfig::validate_indexer_types() const {
+  require(attention.indexer.type != IndexerType::shared,
+          "attention.indexer is that of layers with one: full, or none");
+  if (indexer_types.empty()) return;
+  require(bool(attention.indexer), "indexer_types needs an indexer, attention has none");
+  require(std::ssize(indexer_types) == num_hidden_layers,
+          "indexer_types must be those of num_hidden_layers ", num_hidden_layers, " layers, got ",
+          indexer_types.size());
+  for (const IndexerType type : indexer_types)
+    require(type == IndexerType::full || type == IndexerType::shared,
+            "indexer_types must be full or shared");
+  require(indexer_types.front() == IndexerType::full,
+          "indexer_types must begin with full: layer 0 has no selection to share");
 }
 
 }  // namespace mla

@@ -121,12 +121,37 @@ struct CacheKernels {
   Index part_keys = 1024;
 };
 
+/// The index queries of a token in sparse attention, and the weights of their heads.
+struct IndexQueries {
+  MatrixView<const float> rows;  ///< [index heads, head_dim]
+  const float* packed;           ///< these and the weights by IndexKernels::pack
+};
+
+/// Scores of cached index keys of one format (IndexerConfig says what they are): by definition of
+/// the decoded keys, in bfloat16 arithmetic of these and the queries rounded to bfloat16. The score
+/// of a key depends on no other key.
+struct IndexKernels {
+  Arithmetic arithmetic;  ///< what score() rounds
+  /// Floats that pack() makes of queries [heads, width].
+  Index (*packed_floats)(Index heads, Index width) noexcept;
+  /// queries [heads, width] and weights [heads] as score() wants to have them, aligned to a cache
+  /// line.
+  void (*pack)(MatrixView<const float> queries, const float* weights, float* packed) noexcept;
+  /// scores[k] = sum over h of weights[h] * max(0, queries[h] . key k) for all keys.count keys,
+  /// whose key_width is the queries' width, without a tail. `scratch`: scratch() floats, aligned to
+  /// a cache line.
+  void (*score)(const IndexQueries& queries, const KeyValueRows& keys, float* scores,
+                float* scratch) noexcept;
+  Index (*scratch)(const RowLayout& layout, Index heads, Index width) noexcept;
+};
+
 /// All kernels of an instruction set: the best for each format that the machine has and the
 /// arithmetic allows.
 struct Kernels {
   Isa isa;
-  LinearKernels weights[kWeightFormatCount];  ///< by WeightFormat
-  CacheKernels caches[kCacheFormatCount];     ///< by CacheFormat
+  LinearKernels weights[kWeightFormatCount];   ///< by WeightFormat
+  CacheKernels caches[kCacheFormatCount];      ///< by CacheFormat
+  IndexKernels index_keys[kCacheFormatCount];  ///< by CacheFormat
   /// Floats of scratch memory that linear() and linear_transposed() need.
   Index linear_scratch;
   /// out[i] = x[i] / sqrt(mean(x^2) + eps) * weight[i]. `out` may be `x`.
@@ -145,6 +170,12 @@ struct Kernels {
   }
   constexpr CacheKernels& of(CacheFormat format) noexcept {
     return caches[static_cast<std::size_t>(format)];
+  }
+  constexpr const IndexKernels& of_index_keys(CacheFormat format) const noexcept {
+    return index_keys[static_cast<std::size_t>(format)];
+  }
+  constexpr IndexKernels& of_index_keys(CacheFormat format) noexcept {
+    return index_keys[static_cast<std::size_t>(format)];
   }
 };
 

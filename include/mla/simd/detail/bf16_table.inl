@@ -1,7 +1,8 @@
 // The table of an instruction set with products of bfloat16: the kernels of the set around it, but
 // for products with weights and caches of bfloat16 and of fewer bits.
 // Needs: linear(), kLinearFloats and set_quantised_products() (linear/<set>.inl), attend_made_rows
-// and kPartKeys (attend/bf16.inl or attend/amx.inl), attend_many_codes (attend/bf16_codes.inl).
+// and kPartKeys (attend/bf16.inl or attend/amx.inl), attend_many_codes (attend/bf16_codes.inl),
+// score_bf16_index (index/bf16.inl).
 
 inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows& keys,
                              float softmax_scale, const SoftmaxState& state,
@@ -34,6 +35,15 @@ constexpr Kernels with_bf16_products(Kernels kernels) {
   kernels.of(CacheFormat::int8).widen = &widen_rounded<mla::detail::Int8Codes>;
   kernels.of(CacheFormat::fp8).widen = &widen_rounded<PublishedFp8>;
   kernels.of(CacheFormat::int4).widen = &widen_rounded<mla::detail::Int4Codes>;
+  const auto set_index_keys = [&](CacheFormat format, auto* score) {
+    kernels.of_index_keys(format) = {.arithmetic = Arithmetic::bfloat16,
+                                     .packed_floats = &bf16_index_packed_floats,
+                                     .pack = &pack_bf16_index_queries,
+                                     .score = score,
+                                     .scratch = &bf16_index_scratch};
+  };
+  set_index_keys(CacheFormat::bfloat16, &score_bf16_index);
+  set_index_keys(CacheFormat::fp8, &score_bf16_index_of_codes<PublishedFp8>);
   if (kernels.linear_scratch < kLinearFloats) kernels.linear_scratch = kLinearFloats;
   return kernels;
 }

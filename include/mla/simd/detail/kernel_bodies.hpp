@@ -82,6 +82,7 @@ inline constexpr Isa kIsa = Isa::avx512_bf16;
 #include "mla/simd/detail/widen_codes.inl"
 #include "mla/simd/detail/attend/bf16_codes.inl"
 #include "mla/simd/detail/linear/avx512_bf16.inl"
+#include "mla/simd/detail/index/bf16.inl"
 #include "mla/simd/detail/bf16_table.inl"
 // clang-format on
 }  // namespace bf16
@@ -108,6 +109,7 @@ inline constexpr Isa kIsa = Isa::amx;
 #include "mla/simd/detail/linear/amx_few.inl"
 #include "mla/simd/detail/linear/amx_many.inl"
 #include "mla/simd/detail/linear/amx.inl"
+#include "mla/simd/detail/index/bf16.inl"
 #include "mla/simd/detail/bf16_table.inl"
 // clang-format on
 }  // namespace amx
@@ -136,6 +138,7 @@ inline constexpr Isa kIsa = Isa::neon_bf16;
 #include "mla/simd/detail/widen_codes.inl"
 #include "mla/simd/detail/attend/bf16_codes.inl"
 #include "mla/simd/detail/linear/neon_bf16.inl"
+#include "mla/simd/detail/index/bf16.inl"
 #include "mla/simd/detail/bf16_table.inl"
 // clang-format on
 }  // namespace bf16

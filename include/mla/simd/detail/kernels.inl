@@ -37,6 +37,7 @@ MLA_INLINE void for_tiles_or_ones(Index count, const Tile& tile) {
 #include "mla/simd/detail/attend/few_rows.inl"
 #include "mla/simd/detail/attend/rows_ahead.inl"
 #include "mla/simd/detail/attend/many_rows.inl"
+#include "mla/simd/detail/index/float32.inl"
 // clang-format on
 
 // Formats of plain elements T.
@@ -99,6 +100,7 @@ constexpr Kernels float32_kernels() {
                          .attend_many = &attend_many<&float_tile_of_any>,
                          .attend_many_scratch = &attend_many_scratch,
                          .attend_many_keys = kTileKeys};
+  for (IndexKernels& index : kernels.index_keys) index = kIndexKernels<&float_tile_of_any>;
   kernels.of(WeightFormat::float32) = kLinearKernels<float>;
   kernels.of(WeightFormat::bfloat16) = kLinearKernels<bfloat16>;
   kernels.of(WeightFormat::float16) = kLinearKernels<float16>;
@@ -112,6 +114,10 @@ constexpr Kernels float32_kernels() {
   kernels.of(CacheFormat::int8) = kCodeKernels<mla::detail::Int8Codes>;
   kernels.of(CacheFormat::fp8) = kCodeKernels<PublishedFp8>;
   kernels.of(CacheFormat::int4) = kCodeKernels<mla::detail::Int4Codes>;
+  kernels.of_index_keys(CacheFormat::float32) = kIndexKernels<&float_tile<float>>;
+  kernels.of_index_keys(CacheFormat::bfloat16) = kIndexKernels<&float_tile<bfloat16>>;
+  kernels.of_index_keys(CacheFormat::float16) = kIndexKernels<&float_tile<float16>>;
+  kernels.of_index_keys(CacheFormat::fp8) = kIndexKernels<&float_tile_of_codes<PublishedFp8>>;
   kernels.linear_scratch = LinearBlocks::kFloats;
   kernels.rms_norm = &rms_norm;
   kernels.rotate = &rotate;

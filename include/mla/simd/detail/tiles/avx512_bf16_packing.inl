@@ -3,6 +3,9 @@
 //   A tile: 16 rows of 32 elements, one row after the other.
 //   B tile: 16 pairs of the reduction, each [columns][2].
 
+// Rows of bfloat16 are rows of A tiles as they lie.
+inline constexpr bool kRowsAreTiles = true;
+
 // 32 elements rounded to nearest even; subnormals become 0.
 MLA_INLINE __m512i round_to_bf16(F32 low, F32 high) {
   return reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.v, low.v));

@@ -4,6 +4,8 @@
 // A and B tiles are alike: 16 places of 32 elements, of which place 2 * f + h has elements
 // [4 * f, 4 * f + 4) of the reduction of rows (or columns) [8 * h, 8 * h + 8), row after row.
 
+inline constexpr bool kRowsAreTiles = false;
+
 // Eight elements rounded to nearest even.
 MLA_INLINE uint16x8_t round_to_bf16(F32 a) {
   return vreinterpretq_u16_bf16(vcvtq_high_bf16_f32(vcvtq_low_bf16_f32(a.low), a.high));
