@@ -99,29 +99,30 @@ void attend_rows(const QueryRows& queries, const KeyTile<T>& tile, Index first_k
   });
 }
 
-// Rows of plain elements: where they lie if their vectors can be loaded from there at a gain, else,
-// and selected ones, as float32.
-template <class T>
-void attend(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
-            const SoftmaxState& state, float* scratch) noexcept {
-  constexpr bool kInPlace =
-      std::is_same_v<T, float> || (kIsa != Isa::scalar && std::is_same_v<T, bfloat16>);
-  const float scale = softmax_scale * kLog2E;
+inline void attend_tiles(const QueryRows& queries, const KeyValueRows& keys, MakeTile make_tile,
+                         float softmax_scale, const SoftmaxState& state, float* scratch) noexcept {
   for_key_tiles(keys, [&](Index first_key, Index count) {
-    if constexpr (kInPlace)
-      if (!keys.selected)
-        return attend_rows(queries, tile_in_place<T>(keys, first_key, count), first_key, scale,
-                           state);
-    attend_rows(queries, float_tile<T>(keys, first_key, count, scratch), first_key, scale, state);
+    attend_rows(queries, make_tile(keys, first_key, count, scratch), first_key,
+                softmax_scale * kLog2E, state);
   });
 }
 
-// Rows of another kind, as float32.
+// Rows as float32.
 template <MakeTile kMakeTile>
-void attend_tiles(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
-                  const SoftmaxState& state, float* scratch) noexcept {
+void attend(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+            const SoftmaxState& state, float* scratch) noexcept {
+  attend_tiles(queries, keys, kMakeTile, softmax_scale, state, scratch);
+}
+
+// Rows of plain elements where they lie, if they can be loaded from there at a gain; selected ones
+// as float32.
+template <class T>
+void attend_in_place(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+                     const SoftmaxState& state, float* scratch) noexcept {
+  if (keys.selected)
+    return attend_tiles(queries, keys, &float_tile<T>, softmax_scale, state, scratch);
   for_key_tiles(keys, [&](Index first_key, Index count) {
-    attend_rows(queries, kMakeTile(keys, first_key, count, scratch), first_key,
+    attend_rows(queries, tile_in_place<T>(keys, first_key, count), first_key,
                 softmax_scale * kLog2E, state);
   });
 }

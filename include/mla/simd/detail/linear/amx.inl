@@ -33,19 +33,35 @@ inline void linear(MatrixView<const float> x, const float* packed, const WeightV
   linear_by_tiles(x, packed, &weight, maker_of(tiles), out, scratch);
 }
 
-// Tiles of weights of 8 and 4 bits, which become bfloat16 on their way.
+// `count` rows of a tile of weights of 8 or 4 bits, each with the scale of its block.
+using MakeTileRows = void (*)(const std::byte* codes, Index row_bytes, Index count,
+                              const BlockScales* scales, Index scales_step, Index block,
+                              bfloat16* tile) noexcept;
 template <class Weights>
+void make_tile_rows(const std::byte* codes, Index row_bytes, Index count, const BlockScales* scales,
+                    Index scales_step, Index block, bfloat16* tile) noexcept {
+  for (Index r = 0; r < count; ++r, codes += row_bytes, tile += kTileDepth, scales += scales_step) {
+    F32 v[2];
+    Weights(scales->scale[block], scales->zero_point[block]).load_pair(codes, v);
+    _mm512_storeu_si512(tile, round_to_bf16(v[0], v[1]));
+  }
+}
+
+// Tiles of weights of 8 and 4 bits, which become bfloat16 on their way.
 class QuantisedTiles {
  public:
-  explicit QuantisedTiles(const WeightView& weights)
-      : view_(weights), aligned_(blocks_align(weights, Weights::kBits)) {}
+  QuantisedTiles(const WeightView& weights, MakeTileRows make_rows)
+      : view_(weights),
+        make_rows_(make_rows),
+        bits_(info_of(weights.format).bits),
+        aligned_(blocks_align(weights)) {}
 
   void begin(Index o, Index i, Index end) {
     o_ = o, i_ = i, end_ = end, scales_end_ = i;
     count_ = at_most(view_.rows - o, kTileSide);
     codes_ = view_.byte_of(o, i);
-    row_bytes_ = view_.stride * Weights::kBits / 8;
-    const Index bytes = (end - i) * Weights::kBits / 8, ahead = at_most(bytes, kAhead);
+    row_bytes_ = view_.stride * bits_ / 8;
+    const Index bytes = (end - i) * bits_ / 8, ahead = at_most(bytes, kAhead);
     ahead_ = codes_ + ahead;
     ahead_left_ = bytes - ahead;
     to_next_strip_ = kTileSide * row_bytes_ - bytes;
@@ -56,21 +72,17 @@ class QuantisedTiles {
     find_scales();
     if (!fit_) return make_by_definition(tile);
     ask_ahead();
-    Index r = 0;
-    for (const std::byte* codes = codes_; r < count_; ++r, codes += row_bytes_) {
-      const BlockScales& scales = scales_[r * scales_step_];
-      F32 v[2];
-      Weights(scales.scale[block_], scales.zero_point[block_]).load_pair(codes, v);
-      _mm512_storeu_si512(tile + r * kTileDepth, round_to_bf16(v[0], v[1]));
-    }
-    for (; r < kTileSide; ++r) _mm512_storeu_si512(tile + r * kTileDepth, _mm512_setzero_si512());
+    make_rows_(codes_, row_bytes_, count_, scales_, scales_step_, block_, tile);
+    for (Index r = count_; r < kTileSide; ++r)
+      _mm512_storeu_si512(tile + r * kTileDepth, _mm512_setzero_si512());
     advance();
   }
 
  private:
-  static constexpr Index kBytes = kTileDepth * Weights::kBits / 8;  // of a row of a tile
   static constexpr Index kInputs = 768;  // whose scales are found at a time
   static constexpr Index kAhead = 512;   // bytes of each row, then of the next strip's
+
+  Index bytes() const { return kTileDepth * bits_ / 8; }  // of a row of a tile
 
   // Scales of a tile's inputs are those of block_ then.
   MLA_INLINE void find_scales() {
@@ -90,9 +102,8 @@ class QuantisedTiles {
     scales_step_ = shared ? 0 : 1;
     fit_ = true;
     for (Index r = 0; r < (shared ? 1 : count_); ++r) {
-      scales_[r].template load<Weights>(view_.row_range(o_ + r, 1).col_range(i_, inputs), 0,
-                                        blocks);
-      for (Index b = 0; b < blocks; ++b) fit_ = fit_ && Weights::fits(scales_[r].scale[b]);
+      scales_[r].load(view_.row_range(o_ + r, 1).col_range(i_, inputs), 0, blocks);
+      fit_ = fit_ && scales_[r].below(kCodedFormats.of(view_).scale_limit, blocks);
     }
     block_ = 0;
     block_left_ = s.block_cols - in_block;
@@ -104,10 +115,10 @@ class QuantisedTiles {
       ahead_ += to_next_strip_;
       ahead_left_ = 1 << 30;
     }
-    if (i_ % (64 / kBytes * kTileDepth) == 0)
+    if (i_ * bits_ / 8 % 64 == 0)
       for (Index r = 0; r < kTileSide; ++r) __builtin_prefetch(ahead_ + r * row_bytes_, 0, 2);
-    ahead_ += kBytes;
-    ahead_left_ -= kBytes;
+    ahead_ += bytes();
+    ahead_left_ -= bytes();
   }
 
   [[gnu::noinline]] void make_by_definition(bfloat16* tile) {
@@ -115,7 +126,7 @@ class QuantisedTiles {
     for (Index r = 0; r < kTileSide; ++r, tile += kTileDepth) {
       alignas(64) float values[kTileDepth] = {};
       if (r < count_ && n > 0)
-        widen_weights<Weights>(view_.row_range(o_ + r, 1).col_range(i_, n), {values, 1, n});
+        widen_coded(view_.row_range(o_ + r, 1).col_range(i_, n), {values, 1, n});
       _mm512_storeu_si512(tile, round_to_bf16(load(values), load(values + kLanes)));
     }
     advance();
@@ -123,11 +134,13 @@ class QuantisedTiles {
 
   MLA_INLINE void advance() {
     i_ += kTileDepth;
-    codes_ += kBytes;
+    codes_ += bytes();
     block_left_ -= kTileDepth;
   }
 
   WeightView view_;
+  MakeTileRows make_rows_;
+  Index bits_;
   bool aligned_;  // 32 weights have the same scale
   Index o_ = 0, i_ = 0, end_ = 0, count_ = 0;
   const std::byte* codes_ = nullptr;
@@ -143,7 +156,7 @@ template <class Weights>
 void linear_quantised_by_tiles(MatrixView<const float> x, const float* packed,
                                const WeightView& weights, MatrixView<float> out,
                                float* scratch) noexcept {
-  QuantisedTiles<Weights> tiles(weights);
+  QuantisedTiles tiles(weights, &make_tile_rows<Weights>);
   linear_by_tiles(x, packed, nullptr, maker_of(tiles), out, scratch);
 }
 

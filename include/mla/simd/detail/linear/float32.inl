@@ -273,20 +273,13 @@ inline void linear_of_any(MatrixView<const float> x, const float*, const WeightV
   linear_by_widening(x, weight, info_of(weight.format).widen, out, scratch);
 }
 
-// Whether products take 16-bit numbers from where they lie. The scalar tier would widen them one by
-// one, as often as they are used.
-inline constexpr bool kWidensInRegisters = kIsa != Isa::scalar;
-
 // Weights of plain elements.
 template <class T>
 void linear(MatrixView<const float> x, const float*, const WeightView& weight,
             MatrixView<float> out, float* scratch) noexcept {
   if constexpr (std::is_same_v<T, float>)
     if (x.rows <= kRowTile) return linear_by_rows(x, weight.as<float>(), out);
-  if constexpr (std::is_same_v<T, float> || kWidensInRegisters)
-    linear_by(x, weight, InPlace<T>{weight.as<T>()}, &widen_block<T>, out, scratch);
-  else
-    linear_by_widening(x, weight, &widen_block<T>, out, scratch);
+  linear_by(x, weight, InPlace<T>{weight.as<T>()}, &widen_block<T>, out, scratch);
 }
 
 // The left factor of a product: element (r, k) is data[r * row_step + k * step].
@@ -365,11 +358,8 @@ inline void linear_transposed_by(MatrixView<const float> x, const WeightView& we
 // Weights of plain elements, where they lie.
 template <class T>
 void linear_transposed(MatrixView<const float> x, const WeightView& weight, MatrixView<float> out,
-                       float* scratch) noexcept {
-  if constexpr (std::is_same_v<T, float> || kWidensInRegisters)
-    transposed_block(x, weight.as<T>(), false, out);
-  else
-    linear_transposed_by(x, weight, &widen_block<T>, out, scratch);
+                       float*) noexcept {
+  transposed_block(x, weight.as<T>(), false, out);
 }
 
 // Weights of any format, by its one function.
