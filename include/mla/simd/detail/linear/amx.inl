@@ -33,28 +33,13 @@ inline void linear(MatrixView<const float> x, const float* packed, const WeightV
   linear_by_tiles(x, packed, &weight, maker_of(tiles), out, scratch);
 }
 
-// `count` rows of a tile of weights of 8 or 4 bits, each with the scale of its block.
-using MakeTileRows = void (*)(const std::byte* codes, Index row_bytes, Index count,
-                              const BlockScales* scales, Index scales_step, Index block,
-                              bfloat16* tile) noexcept;
-template <class Weights>
-void make_tile_rows(const std::byte* codes, Index row_bytes, Index count, const BlockScales* scales,
-                    Index scales_step, Index block, bfloat16* tile) noexcept {
-  for (Index r = 0; r < count; ++r, codes += row_bytes, tile += kTileDepth, scales += scales_step) {
-    F32 v[2];
-    Weights(scales->scale[block], scales->zero_point[block]).load_pair(codes, v);
-    _mm512_storeu_si512(tile, round_to_bf16(v[0], v[1]));
-  }
-}
-
 // Tiles of weights of 8 and 4 bits, which become bfloat16 on their way.
 class QuantisedTiles {
  public:
-  QuantisedTiles(const WeightView& weights, MakeTileRows make_rows)
+  explicit QuantisedTiles(const WeightView& weights)
       : view_(weights),
-        make_rows_(make_rows),
         bits_(info_of(weights.format).bits),
-        aligned_(blocks_align(weights)) {}
+        aligned_(blocks_align(weights, kTileDepth)) {}
 
   void begin(Index o, Index i, Index end) {
     o_ = o, i_ = i, end_ = end, scales_end_ = i;
@@ -67,22 +52,27 @@ class QuantisedTiles {
     to_next_strip_ = kTileSide * row_bytes_ - bytes;
   }
 
-  void make(bfloat16* tile) {
+  template <class Weights>
+  MLA_INLINE void make(bfloat16* tile) {
+    constexpr Index kBytes = kTileDepth * Weights::kBits / 8;  // of a row of a tile
     if (!aligned_ || end_ - i_ < kTileDepth || count_ <= 0) return make_by_definition(tile);
     find_scales();
     if (!fit_) return make_by_definition(tile);
-    ask_ahead();
-    make_rows_(codes_, row_bytes_, count_, scales_, scales_step_, block_, tile);
-    for (Index r = count_; r < kTileSide; ++r)
-      _mm512_storeu_si512(tile + r * kTileDepth, _mm512_setzero_si512());
-    advance();
+    ask_ahead(kBytes);
+    Index r = 0;
+    for (const std::byte* codes = codes_; r < count_; ++r, codes += row_bytes_) {
+      const BlockScales& scales = scales_[r * scales_step_];
+      F32 v[2];
+      Weights(scales.scale[block_], scales.zero_point[block_]).load_pair(codes, v);
+      _mm512_storeu_si512(tile + r * kTileDepth, round_to_bf16(v[0], v[1]));
+    }
+    for (; r < kTileSide; ++r) _mm512_storeu_si512(tile + r * kTileDepth, _mm512_setzero_si512());
+    advance(kBytes);
   }
 
  private:
   static constexpr Index kInputs = 768;  // whose scales are found at a time
   static constexpr Index kAhead = 512;   // bytes of each row, then of the next strip's
-
-  Index bytes() const { return kTileDepth * bits_ / 8; }  // of a row of a tile
 
   // Scales of a tile's inputs are those of block_ then.
   MLA_INLINE void find_scales() {
@@ -110,15 +100,15 @@ class QuantisedTiles {
     scales_end_ = i_ + inputs / kTileDepth * kTileDepth;
   }
 
-  MLA_INLINE void ask_ahead() {
+  MLA_INLINE void ask_ahead(Index bytes) {
     if (ahead_left_ <= 0) {
       ahead_ += to_next_strip_;
       ahead_left_ = 1 << 30;
     }
-    if (i_ * bits_ / 8 % 64 == 0)
+    if (i_ % (64 / bytes * kTileDepth) == 0)
       for (Index r = 0; r < kTileSide; ++r) __builtin_prefetch(ahead_ + r * row_bytes_, 0, 2);
-    ahead_ += bytes();
-    ahead_left_ -= bytes();
+    ahead_ += bytes;
+    ahead_left_ -= bytes;
   }
 
   [[gnu::noinline]] void make_by_definition(bfloat16* tile) {
@@ -129,17 +119,16 @@ class QuantisedTiles {
         widen_coded(view_.row_range(o_ + r, 1).col_range(i_, n), {values, 1, n});
       _mm512_storeu_si512(tile, round_to_bf16(load(values), load(values + kLanes)));
     }
-    advance();
+    advance(kTileDepth * bits_ / 8);
   }
 
-  MLA_INLINE void advance() {
+  MLA_INLINE void advance(Index bytes) {
     i_ += kTileDepth;
-    codes_ += bytes();
+    codes_ += bytes;
     block_left_ -= kTileDepth;
   }
 
   WeightView view_;
-  MakeTileRows make_rows_;
   Index bits_;
   bool aligned_;  // 32 weights have the same scale
   Index o_ = 0, i_ = 0, end_ = 0, count_ = 0;
@@ -153,11 +142,17 @@ class QuantisedTiles {
 };
 
 template <class Weights>
+void make_coded_tile(void* self, bfloat16* tile) noexcept {
+  static_cast<QuantisedTiles*>(self)->make<Weights>(tile);
+}
+
+template <class Weights>
 void linear_quantised_by_tiles(MatrixView<const float> x, const float* packed,
                                const WeightView& weights, MatrixView<float> out,
                                float* scratch) noexcept {
-  QuantisedTiles tiles(weights, &make_tile_rows<Weights>);
-  linear_by_tiles(x, packed, nullptr, maker_of(tiles), out, scratch);
+  QuantisedTiles tiles(weights);
+  linear_by_tiles(x, packed, nullptr,
+                  {&tiles, &begin_tiles<QuantisedTiles>, &make_coded_tile<Weights>}, out, scratch);
 }
 
 // Kernels for formats that become bfloat16 on their way.

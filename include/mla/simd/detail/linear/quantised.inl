@@ -10,7 +10,7 @@
 
 inline constexpr float kInfinity = __builtin_inff();
 
-// Weights of a format that share a scale, whose magnitude is below kScaleLimit.
+// Weights of a format that share a scale, whose magnitude is below kScaleLimit, if that is finite.
 struct Int8Weights {
   static constexpr int kBits = 8;
   static constexpr float kScaleLimit = kInfinity;
@@ -92,8 +92,9 @@ struct BlockScales {
       zero_point[b] = static_cast<float>(static_cast<int>(words[b] >> row % 8 * 4 & 15u));
   }
 
-  // Whether each of the scales is below `limit`.
+  // Whether the magnitude of each is below `limit`.
   bool below(float limit, Index count) const noexcept {
+    if (limit == kInfinity) return true;
     for (Index b = 0; b < count; ++b)
       if (!(__builtin_fabsf(scale[b]) < limit)) return false;
     return true;
@@ -110,29 +111,30 @@ struct CodedRows {
 
 // What a format brings.
 struct CodedFormat {
-  // Numbers from which scales go by the format's own function.
-  float scale_limit;
-  // Makes float32 of whole vectors of `count` numbers that share a scale; returns how many those
-  // are.
-  Index (*widen)(const std::byte* codes, Index count, float scale, float zero_point,
-                 float* out) noexcept;
+  float scale_limit;  // scales from here on go by the format's own function
+  // Makes float32 of whole vectors of `count` numbers, whose first block has first_width of them;
+  // returns how many those are. Blocks are whole vectors.
+  Index (*widen)(const std::byte* codes, const BlockScales& scales, Index first_width, Index width,
+                 Index count, float* out) noexcept;
   // sums[r] = a token's inputs by row r, lane by lane; `inputs` in steps of two vectors.
   void (*multiply)(const float* x, const CodedRows& rows, Index inputs, F32* sums) noexcept;
 };
 
 template <class Weights>
-Index widen_codes(const std::byte* codes, Index count, float scale, float zero_point,
-                  float* out) noexcept {
-  const Weights weights(scale, zero_point);
-  Index i = 0;
-  for (; i + 2 * kLanes <= count; i += 2 * kLanes) {
-    F32 v[2];
-    weights.load_pair(codes + i * Weights::kBits / 8, v);
-    MLA_UNROLL (j, 2) store(out + i + j * kLanes, v[j]);
+Index widen_codes(const std::byte* codes, const BlockScales& scales, Index first_width, Index width,
+                  Index count, float* out) noexcept {
+  const Index whole = count / kLanes * kLanes;
+  for (Index i = 0, b = 0, block_end = first_width; i < whole; ++b, block_end += width) {
+    const Weights weights(scales.scale[b], scales.zero_point[b]);
+    const Index end = at_most(block_end, whole);
+    for (; i + 2 * kLanes <= end; i += 2 * kLanes) {
+      F32 v[2];
+      weights.load_pair(codes + i * Weights::kBits / 8, v);
+      MLA_UNROLL (j, 2) store(out + i + j * kLanes, v[j]);
+    }
+    for (; i < end; i += kLanes) store(out + i, weights.load(codes + i * Weights::kBits / 8));
   }
-  for (; i + kLanes <= count; i += kLanes)
-    store(out + i, weights.load(codes + i * Weights::kBits / 8));
-  return i;
+  return whole;
 }
 
 // Weights become float32 in registers; what comes next in each row is asked for in time.
@@ -191,44 +193,33 @@ inline constexpr CodedFormats kCodedFormats;
   info_of(block.format).widen(block.row_range(r, 1).col_range(c, count), {out, 1, count});
 }
 
-// Columns [c, end) of a row of `block`, which have the same scale.
-inline void widen_part(const WeightView& block, Index r, Index c, Index end, float scale,
-                       float zero_point, float* out) noexcept {
-  const CodedFormat& format = kCodedFormats.of(block);
-  if (info_of(block.format).bits == 4 && (block.first_col + c) % 2 != 0) {
-    widen_by_definition(block, r, c, 1, out + c);
-    ++c;
-  }
-  if (__builtin_fabsf(scale) < format.scale_limit)
-    c += format.widen(block.byte_of(r, c), end - c, scale, zero_point, out + c);
-  if (c < end) widen_by_definition(block, r, c, end - c, out + c);
-}
-
-inline void widen_coded(const WeightView& block, MatrixView<float> out) noexcept {
-  const Index width = block.scales.block_cols;
-  BlockScales scales;
-  for (Index r = 0; r < block.rows; ++r)
-    for (Index c = 0; c < block.cols;) {
-      Index in_block = (block.first_col + c) % width;
-      const Index blocks =
-          at_most((in_block + block.cols - c + width - 1) / width, BlockScales::kMost);
-      scales.load(block.col_range(c, block.cols - c), r, blocks);
-      for (Index b = 0; b < blocks; ++b, in_block = 0) {
-        const Index end = at_most(block.cols, c + width - in_block);
-        widen_part(block, r, c, end, scales.scale[b], scales.zero_point[b], out.row(r));
-        c = end;
-      }
-    }
-}
-
-// Whether each 32 weights from the view's first column on share a scale, and begin in a byte of
+// Whether each `step` weights from the view's first column on share a scale, and begin in a byte of
 // their own.
-inline bool blocks_align(const WeightView& weight) noexcept {
-  constexpr Index kStep = 32;
+inline bool blocks_align(const WeightView& weight, Index step) noexcept {
   const Index width = weight.scales.block_cols, first = weight.first_col;
   if (weight.cols == 0 || (info_of(weight.format).bits == 4 && first % 2 != 0)) return false;
   if (first / width == (first + weight.cols - 1) / width) return true;
-  return width % kStep == 0 && first % kStep == 0;
+  return width % step == 0 && first % step == 0;
+}
+
+inline void widen_coded(const WeightView& block, MatrixView<float> out) noexcept {
+  const CodedFormat& format = kCodedFormats.of(block);
+  const Index width = block.scales.block_cols;
+  const bool aligned = blocks_align(block, kLanes);
+  BlockScales scales;
+  for (Index r = 0; r < block.rows; ++r)
+    for (Index c = 0, end; c < block.cols; c = end) {
+      const Index in_block = (block.first_col + c) % width;
+      const Index blocks =
+          at_most((in_block + block.cols - c + width - 1) / width, BlockScales::kMost);
+      scales.load(block.col_range(c, block.cols - c), r, blocks);
+      end = at_most(block.cols, c + blocks * width - in_block);
+      Index made = c;
+      if (aligned && scales.below(format.scale_limit, blocks))
+        made += format.widen(block.byte_of(r, c), scales, width - in_block, width, end - c,
+                             out.row(r) + c);
+      if (made < end) widen_by_definition(block, r, made, end - made, out.row(r) + made);
+    }
 }
 
 // sums[r] = x * row r of a block of inputs, lane by lane, for up to CodedRows::kRows rows.
@@ -258,22 +249,26 @@ inline void multiply_rows(const float* x, const WeightView& block, F32* sums) no
 
 // One token, where memory is the limit.
 inline void linear_one(const float* x, const WeightView& weight, float* out) noexcept {
+  constexpr int kRows = CodedRows::kRows;
   for (Index o = 0, rows; o < weight.rows; o += rows) {
-    rows = at_most(weight.rows - o, CodedRows::kRows);
+    rows = at_most(weight.rows - o, kRows);
     for_input_blocks(weight.cols, [&](Index i, Index inputs) {
-      F32 sums[CodedRows::kRows];
-      multiply_rows(x + i, weight.row_range(o, rows).col_range(i, inputs), sums);
-      for (Index r = 0; r < rows; ++r) {
-        const float sum = reduce_add(sums[r]);
-        out[o + r] = i > 0 ? out[o + r] + sum : sum;
-      }
+      F32 lanes[kRows];
+      multiply_rows(x + i, weight.row_range(o, rows).col_range(i, inputs), lanes);
+      float sums[kRows];
+      MLA_UNROLL (r, kRows / 4)
+        reduce_add(lanes[4 * r], lanes[4 * r + 1], lanes[4 * r + 2], lanes[4 * r + 3],
+                   sums + 4 * r);
+      for (Index r = 0; r < rows; ++r) out[o + r] = i > 0 ? out[o + r] + sums[r] : sums[r];
     });
   }
 }
 
 inline void linear_coded(MatrixView<const float> x, const float*, const WeightView& weight,
                          MatrixView<float> out, float* scratch) noexcept {
-  if (x.rows == 1 && blocks_align(weight)) return linear_one(x.row(0), weight, out.row(0));
+  constexpr Index kAligned = 32;  // steps of every instruction set
+  if (x.rows == 1 && blocks_align(weight, kAligned))
+    return linear_one(x.row(0), weight, out.row(0));
   linear_by_widening(x, weight, &widen_coded, out, scratch);
 }
 
