@@ -55,17 +55,15 @@ MLA_INLINE void dot_tile(const float* a, Index a_stride, const T* b, Index b_str
 // out[t][o] = or += the sum of the lanes of acc[t][o], for a tile of tokens and output features.
 template <int kRows, int kCols>
 MLA_INLINE void add_lanes(const F32 (&acc)[kRows][kCols], float* out, Index out_stride, bool add) {
-  constexpr int kTogether = kRows % 4 == 0 ? 4 : 1;
-  MLA_UNROLL (c, kCols)
-    MLA_UNROLL (r, kRows / kTogether) {
-      float* const to = out + r * kTogether * out_stride + c;
-      float sums[kTogether];
-      if constexpr (kTogether == 4)
-        reduce_add(acc[4 * r][c], acc[4 * r + 1][c], acc[4 * r + 2][c], acc[4 * r + 3][c], sums);
-      else
-        sums[0] = reduce_add(acc[r][c]);
-      MLA_UNROLL (i, kTogether) to[i * out_stride] = add ? to[i * out_stride] + sums[i] : sums[i];
-    }
+  MLA_UNROLL (r, kRows) {
+    float* const to = out + r * out_stride;
+    float sums[kCols];
+    if constexpr (kCols == 4)
+      reduce_add(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums);
+    else
+      MLA_UNROLL (c, kCols) sums[c] = reduce_add(acc[r][c]);
+    MLA_UNROLL (c, kCols) to[c] = add ? to[c] + sums[c] : sums[c];
+  }
 }
 
 // A product in blocks that fit the caches of the machine that it was measured on, which had 48 KB
@@ -140,14 +138,74 @@ inline MatrixView<const float> copy_block(const WeightView& block, Widen widen, 
   return copy;
 }
 
-// Few tokens of float32 weights, where memory is the limit: both factors are read where they are,
-// one row of weights after the other. For very few tokens this was measured to be the faster way.
-inline void linear_by_rows(MatrixView<const float> x, MatrixView<const float> weight,
-                           MatrixView<float> out) noexcept {
-  for_tiles_or_ones<kColTile>(weight.rows, [&](auto cols, Index o) {
+// Tokens that are multiplied together by kCols features: what is left of these is little, and gets
+// little code.
+template <int kCols>
+constexpr int tokens_by(int tokens) {
+  return kCols == kFeatureTile ? tokens : 1;
+}
+
+// out = or += x * weight^T, while weights that come next are brought to the cache.
+inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> weight, bool add,
+                            MatrixView<float> out, WeightsAhead ahead) noexcept {
+  for_tiles<kTokenTile>(x.rows, [&](auto rows, Index first) {
+    for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
+      ahead.step();
+      for_tiles<tokens_by<cols.value>(rows.value)>(rows.value, [&](auto tokens, Index token) {
+        const Index t = first + token;
+        F32 acc[tokens.value][cols.value] = {};
+        dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
+        add_lanes(acc, out.row(t) + o, out.stride, add);
+      });
+    });
+  });
+}
+
+// Rows of a block of inputs of weights, and those that come next.
+class WeightRows {
+ public:
+  MLA_INLINE WeightRows(const WeightView& weight, Index i, Index inputs)
+      : rows_(weight.col_range(i, inputs)),
+        first_(weight.first_row),
+        end_(weight.first_row + weight.rows),
+        row_bytes_(weight.stride * info_of(weight.format).bits / 8),
+        bytes_(inputs * info_of(weight.format).bits / 8) {}
+
+  // Rows [o, + count).
+  MLA_INLINE const WeightView& at(Index o, Index count) {
+    rows_.first_row = first_ + o;
+    rows_.rows = count;
+    return rows_;
+  }
+  // Asks for as many rows after these.
+  MLA_INLINE void ask_for_next() const {
+    const std::byte* row = rows_.byte_of(rows_.rows, 0);
+    const Index next = rows_.first_row + rows_.rows;
+    for (Index r = next; r < at_most(end_, next + rows_.rows); ++r, row += row_bytes_)
+      for (Index byte = 0; byte < bytes_; byte += 64) __builtin_prefetch(row + byte, 0, 2);
+  }
+
+ private:
+  WeightView rows_;
+  Index first_, end_, row_bytes_, bytes_;
+};
+
+// Up to kTokensInPlace tokens by elements T in place, widened on their way into registers: rows of
+// weights from end to end, as memory likes it best.
+inline constexpr int kTokensInPlace = 2;
+template <class T>
+void linear_in_place(MatrixView<const float> x, const WeightView& view,
+                     MatrixView<float> out) noexcept {
+  const MatrixView<const T> weight = view.as<T>();
+  for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
     for_input_blocks(x.cols, [&](Index i, Index inputs) {
-      for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
-        F32 acc[rows.value][cols.value] = {};
+      if constexpr (sizeof(T) < sizeof(float)) {  // float32 comes fast enough by itself
+        WeightRows rows(view, i, inputs);
+        rows.at(o, cols.value);
+        rows.ask_for_next();
+      }
+      for_tiles<tokens_by<cols.value>(kTokensInPlace)>(x.rows, [&](auto tokens, Index t) {
+        F32 acc[tokens.value][cols.value] = {};
         dot_tile(x.row(t) + i, x.stride, weight.row(o) + i, weight.stride, inputs, acc);
         add_lanes(acc, out.row(t) + o, out.stride, i > 0);
       });
@@ -155,40 +213,20 @@ inline void linear_by_rows(MatrixView<const float> x, MatrixView<const float> we
   });
 }
 
-// out = or += x * weight^T, while weights that come next are brought to the cache.
-inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> weight, bool add,
-                            MatrixView<float> out, WeightsAhead ahead) noexcept {
-  for_tiles<kTokenTile>(x.rows, [&](auto rows, Index t) {
-    for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
-      ahead.step();
-      F32 acc[rows.value][cols.value] = {};
-      dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
-      add_lanes(acc, out.row(t) + o, out.stride, add);
-    });
-  });
-}
+inline constexpr Index kFewTokens = 16;
 
-// Up to kFewTokens tokens by features [first, + features), up to kTaskOutputs, so that x stays in
-// the first cache; the next rows of weights are brought to the second one meanwhile. Weights are
-// elements T in place, widened on their way into registers, or, made by `widen`, copies in float32
-// of a register tile's rows in the first cache.
-template <class T>
-void linear_few(MatrixView<const float> x, const WeightView& weight, Index first, Index features,
-                MatrixView<float> out, Widen widen, float* memory) noexcept {
-  const Index bits = info_of(weight.format).bits, row_bytes = weight.stride * bits / 8;
-  const MatrixView<const T> in_place = weight.as<T>();
+// Up to kFewTokens tokens by up to kTaskOutputs features, so that x stays in the first cache; the
+// next rows of weights are brought to the second one meanwhile. Weights are float32 in place or,
+// made by `widen`, copies of a register tile's rows in the first cache.
+inline void linear_few(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                       MatrixView<float> out, float* memory) noexcept {
   for_input_blocks(x.cols, [&](Index i, Index inputs) {
-    const std::byte* const codes = weight.byte_of(0, i);
-    for_tiles_or_ones<kFeatureTile>(features, [&](auto cols, Index tile) {
-      const Index o = first + tile, next = o + cols.value;
-      for (Index r = next; r < at_most(weight.rows, next + cols.value); ++r)
-        for (Index byte = 0; byte < inputs * bits / 8; byte += 64)
-          __builtin_prefetch(codes + r * row_bytes + byte, 0, 2);
-      MatrixView<const T> rows(in_place.row(o) + i, cols.value, inputs, in_place.stride);
-      if constexpr (std::is_same_v<T, float>)
-        if (widen)
-          rows = copy_block(weight.row_range(o, cols.value).col_range(i, inputs), widen, memory);
-      for_tiles<kTokenTile>(x.rows, [&](auto tokens, Index t) {
+    WeightRows weights(weight, i, inputs);
+    for_tiles_or_ones<kFeatureTile>(out.cols, [&](auto cols, Index o) {
+      const WeightView& block = weights.at(o, cols.value);
+      if (widen) weights.ask_for_next();  // float32 comes fast enough by itself
+      const auto rows = widen ? copy_block(block, widen, memory) : block.as<float>();
+      for_tiles<tokens_by<cols.value>(kTokenTile)>(x.rows, [&](auto tokens, Index t) {
         F32 acc[tokens.value][cols.value] = {};
         dot_tile(x.row(t) + i, x.stride, rows.data, rows.stride, inputs, acc);
         add_lanes(acc, out.row(t) + o, out.stride, i > 0);
@@ -232,35 +270,32 @@ inline void linear_in_blocks(MatrixView<const float> x, const WeightView& weight
   }
 }
 
-// Few tokens take elements T in place or, with `copied`, from copies; more take blocks by `widen`.
-template <class T>
-void linear_by(MatrixView<const float> x, const WeightView& weight, Widen widen, bool copied,
-               MatrixView<float> out, float* scratch) noexcept {
-  constexpr Index kFewTokens = 16;
+// Few tokens take float32 in place or copies by `widen`, more take blocks of copies.
+inline void linear_by(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                      bool in_place, MatrixView<float> out, float* scratch) noexcept {
   if (x.rows == 0) return;  // there may be no memory
   if (x.rows > kFewTokens) return linear_in_blocks(x, weight, widen, out, scratch);
   for (Index o = 0; o < weight.rows; o += kTaskOutputs)
-    linear_few<T>(x, weight, o, at_most(weight.rows - o, kTaskOutputs), out,
-                  copied ? widen : nullptr, scratch);
+    linear_few(x, weight.row_range(o, weight.rows - o), in_place ? nullptr : widen,
+               out.col_range(o, at_most(weight.rows - o, kTaskOutputs)), scratch);
 }
 
 // Weights of any format, by its one function.
 inline void linear_by_widening(MatrixView<const float> x, const WeightView& weight, Widen widen,
                                MatrixView<float> out, float* scratch) noexcept {
-  linear_by<float>(x, weight, widen, true, out, scratch);
+  linear_by(x, weight, widen, false, out, scratch);
 }
 inline void linear_of_any(MatrixView<const float> x, const float*, const WeightView& weight,
                           MatrixView<float> out, float* scratch) noexcept {
   linear_by_widening(x, weight, info_of(weight.format).widen, out, scratch);
 }
 
-// Weights of plain elements.
+// Weights of plain elements: where they lie for one or two tokens, else as copies.
 template <class T>
 void linear(MatrixView<const float> x, const float*, const WeightView& weight,
             MatrixView<float> out, float* scratch) noexcept {
-  if constexpr (std::is_same_v<T, float>)
-    if (x.rows <= kRowTile) return linear_by_rows(x, weight.as<float>(), out);
-  linear_by<T>(x, weight, &widen_block<T>, false, out, scratch);
+  if (x.rows <= kTokensInPlace) return linear_in_place<T>(x, weight, out);
+  linear_by(x, weight, &widen_block<T>, std::is_same_v<T, float>, out, scratch);
 }
 
 // The left factor of a product: element (r, k) is data[r * row_step + k * step].

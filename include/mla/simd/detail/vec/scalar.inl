@@ -2,10 +2,10 @@
 // can compile. Included inside a namespace; see kernel_bodies.hpp.
 
 inline constexpr int kLanes = 4;
-inline constexpr int kScoreKeys = 2;
-inline constexpr int kScoreKeysOfFew = 2;
-inline constexpr int kValueRows = 2;
-inline constexpr int kTokenTile = 2;  // of linear(), by kFeatureTile
+inline constexpr int kScoreKeys = 1;
+inline constexpr int kScoreKeysOfFew = 1;
+inline constexpr int kValueRows = 1;
+inline constexpr int kTokenTile = 1;  // of linear(), by kFeatureTile
 inline constexpr int kFeatureTile = 2;
 inline constexpr int kRowTile = 1;  // rows of other register tiles; their columns are 4
 
