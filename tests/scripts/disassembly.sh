@@ -18,7 +18,7 @@ for file in "$@"; do
       inside["avx2"] = "4avx2"
       inside["avx512"] = "6avx512"
       inside["avx512_bf16"] = "6avx5124bf16"
-      inside["amx"] = "6avx5123amx"
+      inside["amx"] = "6avx5124bf163amx"
       allowed["avx2"] = "ymm"
       never["avx2"] = "zmm|%k[0-7]|mm(1[6-9]|2[0-9]|3[01])|" bmi "|" newer "|" tiles "|" dots
       allowed["avx512"] = "zmm"

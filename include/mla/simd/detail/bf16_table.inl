@@ -1,7 +1,7 @@
 // The table of an instruction set with products of bfloat16: the kernels of the set around it, but
 // for products with weights and caches of bfloat16 and of fewer bits.
 // Needs: linear(), kLinearFloats and set_quantised_products() (linear/<set>.inl), attend_made_rows
-// and kPartKeys (attend/bf16.inl or attend/amx.inl), attend_many_codes (attend/bf16_codes.inl),
+// and kPartKeys (attend/bf16.inl or attend/amx.inl), make_row_of_codes (attend/bf16_codes.inl),
 // score_bf16_index (index/bf16.inl).
 
 inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows& keys,
@@ -10,7 +10,11 @@ inline void attend_many_bf16(const QueryRows& queries, const KeyValueRows& keys,
   attend_made_rows(queries, keys, softmax_scale, state, nullptr, scratch);
 }
 
-inline constexpr const Kernels& kFloat32Kernels = kKernels;
+template <class Codes>
+void attend_many_codes(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+                       const SoftmaxState& state, float* scratch) noexcept {
+  attend_made_rows(queries, keys, softmax_scale, state, &make_row_of_codes<Codes>, scratch);
+}
 
 constexpr Kernels with_bf16_products(Kernels kernels) {
   kernels.isa = kIsa;
@@ -32,9 +36,8 @@ constexpr Kernels with_bf16_products(Kernels kernels) {
   set_cache(CacheFormat::int8, &attend_many_codes<mla::detail::Int8Codes>);
   set_cache(CacheFormat::fp8, &attend_many_codes<PublishedFp8>);
   set_cache(CacheFormat::int4, &attend_many_codes<mla::detail::Int4Codes>);
-  kernels.of(CacheFormat::int8).widen = &widen_rounded<mla::detail::Int8Codes>;
-  kernels.of(CacheFormat::fp8).widen = &widen_rounded<PublishedFp8>;
-  kernels.of(CacheFormat::int4).widen = &widen_rounded<mla::detail::Int4Codes>;
+  for (const CacheFormat format : {CacheFormat::int8, CacheFormat::fp8, CacheFormat::int4})
+    kernels.of(format).widen = &widen_rounded;
   const auto set_index_keys = [&](CacheFormat format, auto* score) {
     kernels.of_index_keys(format) = {.arithmetic = Arithmetic::bfloat16,
                                      .packed_floats = &bf16_index_packed_floats,

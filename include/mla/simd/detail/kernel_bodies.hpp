@@ -44,6 +44,7 @@ inline constexpr Isa kIsa = Isa::scalar;
 #include "mla/simd/detail/vec/scalar.inl"
 //
 #include "mla/simd/detail/kernels.inl"
+inline constexpr Kernels kKernels = kernels_by_definition();
 }  // namespace scalar
 
 #if defined(__x86_64__)
@@ -54,6 +55,8 @@ inline constexpr Isa kIsa = Isa::avx2;
 #include "mla/simd/detail/vec/avx2.inl"
 //
 #include "mla/simd/detail/kernels.inl"
+//
+#include "mla/simd/detail/formats.inl"
 }  // namespace avx2
 MLA_REGION_END
 
@@ -63,6 +66,8 @@ inline constexpr Isa kIsa = Isa::avx512;
 #include "mla/simd/detail/vec/avx512.inl"
 //
 #include "mla/simd/detail/kernels.inl"
+//
+#include "mla/simd/detail/formats.inl"
 }  // namespace avx512
 MLA_REGION_END
 
@@ -91,20 +96,17 @@ MLA_REGION_END
 
 MLA_REGION_BEGIN(MLA_SIMD_AVX512_BF16 ",amx-tile,amx-bf16")
 namespace avx512 {
+namespace bf16 {
 namespace amx {
 inline constexpr Isa kIsa = Isa::amx;
 // Each needs those before it.
 // clang-format off
-#include "mla/simd/detail/tiles/bf16.inl"
-#include "mla/simd/detail/tiles/avx512_bf16_packing.inl"
 #include "mla/simd/detail/tiles/amx_products.inl"
 #include "mla/simd/detail/tiles/amx_grids.inl"
 #include "mla/simd/detail/attend/amx_rows.inl"
 #include "mla/simd/detail/attend/amx_softmax.inl"
 #include "mla/simd/detail/attend/amx_blocks.inl"
 #include "mla/simd/detail/attend/amx.inl"
-#include "mla/simd/detail/widen_codes.inl"
-#include "mla/simd/detail/attend/bf16_codes.inl"
 #include "mla/simd/detail/linear/amx_tiles.inl"
 #include "mla/simd/detail/linear/amx_few.inl"
 #include "mla/simd/detail/linear/amx_many.inl"
@@ -113,6 +115,7 @@ inline constexpr Isa kIsa = Isa::amx;
 #include "mla/simd/detail/bf16_table.inl"
 // clang-format on
 }  // namespace amx
+}  // namespace bf16
 }  // namespace avx512
 MLA_REGION_END
 
@@ -123,6 +126,8 @@ inline constexpr Isa kIsa = Isa::neon;
 #include "mla/simd/detail/vec/neon.inl"
 //
 #include "mla/simd/detail/kernels.inl"
+//
+#include "mla/simd/detail/formats.inl"
 }  // namespace neon
 
 MLA_REGION_BEGIN("arch=armv8.2-a+bf16")
@@ -171,7 +176,7 @@ inline
     case Isa::avx512_bf16:
       return avx512::bf16::kKernels;
     case Isa::amx:
-      return avx512::amx::kKernels;
+      return avx512::bf16::amx::kKernels;
     case Isa::neon:
     case Isa::neon_bf16:
 #elif defined(__aarch64__)

@@ -1,6 +1,6 @@
 // Rows of 8 and 4 bits: the definition of core/quantised_rows.hpp in vectors. Groups that are not
 // whole, or not finite, or too small or large for a vector's arithmetic, go by the definition.
-// Needs: a vector type (vec/*.inl), from_float (rows.inl).
+// Needs: a vector type (vec/*.inl), from_float (rows.inl), tile_of_rows (attend/softmax.inl).
 
 template <class Codes>
 inline constexpr bool kIsFp8 = Codes::kHasNaN;
@@ -88,12 +88,13 @@ struct FloatPut {
 };
 
 template <class Codes>
-MLA_INLINE void widen_part_to(const RowLayout& layout, const std::byte* row, Index first,
-                              Index count, float* out) {
-  widen_part<Codes>(layout, row, first, count, FloatPut{out});
+void widen_quantised(const RowLayout& layout, const std::byte* bytes, float* row) noexcept {
+  put_numbers<Codes>(layout, bytes, FloatPut{row});
 }
 
 template <class Codes>
-void widen_quantised(const RowLayout& layout, const std::byte* bytes, float* row) noexcept {
-  widen_part_to<Codes>(layout, bytes, 0, layout.width(), row);
+FloatTile float_tile_of_codes(const KeyValueRows& keys, Index first, Index count, float* memory) {
+  return tile_of_rows(keys, first, count, memory, &widen_quantised<Codes>);
 }
+
+using PublishedFp8 = mla::detail::Fp8Codes<Fp8Scale::power_of_two>;

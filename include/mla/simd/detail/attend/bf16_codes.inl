@@ -1,10 +1,10 @@
 // Rows of 8 and 4 bits for kernels that compute in bfloat16: as numbers rounded to it.
-// Needs: widen_part (widen_codes.inl), store_rounded (tiles/*_packing.inl), attend_made_rows
-// (attend/bf16.inl).
+// Needs: put_numbers (widen_codes.inl), store_rounded (tiles/*_packing.inl).
 
 struct RoundedPut {
   bfloat16* out;
   MLA_INLINE void operator()(Index i, F32 numbers, Index n) const {
+    if (n == kLanes) return store_rounded(out + i, numbers);
     bfloat16 last[kLanes];
     store_rounded(last, numbers);
     for (Index j = 0; j < n; ++j) out[i + j] = last[j];
@@ -16,32 +16,20 @@ struct RoundedPut {
 
 template <class Codes>
 void make_row_of_codes(const RowLayout& layout, const std::byte* bytes, bfloat16* memory) {
-  widen_part<Codes>(layout, bytes, 0, layout.width(), RoundedPut{memory});
-}
-
-template <class Codes>
-void attend_many_codes(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
-                       const SoftmaxState& state, float* scratch) noexcept {
-  attend_made_rows(queries, keys, softmax_scale, state, &make_row_of_codes<Codes>, scratch);
+  put_numbers<Codes>(layout, bytes, RoundedPut{memory});
 }
 
 // As a cache of bfloat16 holds them, subnormals too.
-struct RoundedFloatPut {
-  float* out;
-  MLA_INLINE void operator()(Index i, F32 numbers, Index n) const {
-    FloatPut{out}(i, rounded(numbers), n);
+inline void widen_rounded(const RowLayout& layout, const std::byte* bytes, float* row) noexcept {
+  kFloat32Kernels.of(layout.format).widen(layout, bytes, row);
+  const Index width = layout.width();
+  bfloat16 halves[kLanes];
+  Index i = 0;
+  for (; i + kLanes <= width; i += kLanes) {
+    store(halves, load(row + i));
+    store(row + i, load(halves));
   }
-  MLA_INLINE void operator()(Index i, F32 low, F32 high) const {
-    FloatPut{out}(i, rounded(low), rounded(high));
-  }
-  static MLA_INLINE F32 rounded(F32 numbers) {
-    bfloat16 halves[kLanes];
-    store(halves, numbers);
-    return load(halves);
-  }
-};
-
-template <class Codes>
-void widen_rounded(const RowLayout& layout, const std::byte* bytes, float* row) noexcept {
-  widen_part<Codes>(layout, bytes, 0, layout.width(), RoundedFloatPut{row});
+  if (i == width) return;
+  store(halves, load_first(row + i, width - i));
+  store_first(row + i, load(halves), width - i);
 }

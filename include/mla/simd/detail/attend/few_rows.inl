@@ -9,11 +9,17 @@ MLA_INLINE void score_tile(const float* query, Index query_stride, const KeyTile
                            Index count, float scale, float (*scores)[kTileKeys]) {
   for_tiles_or_ones<kColTile>(count, [&](auto cols, Index k) {
     F32 acc[kRows][cols.value] = {};
-    dot_tile(query, query_stride, tile.key + k * tile.stride, tile.stride, tile.key_width, acc);
-    dot_tile(query + tile.key_width, query_stride, tile.tail + k * tile.stride, tile.stride,
-             tile.tail_width, acc);
+    for (const bool tail : {false, true})
+      dot_tile(query + (tail ? tile.key_width : 0), query_stride,
+               (tail ? tile.tail : tile.key) + k * tile.stride, tile.stride,
+               tail ? tile.tail_width : tile.key_width, acc);
+    float sums[kRows][cols.value];
+    if constexpr (cols.value == 4)
+      MLA_UNROLL (r, kRows) reduce_add(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums[r]);
+    else
+      MLA_UNROLL (r, kRows) sums[r][0] = reduce_add(acc[r][0]);
     MLA_UNROLL (r, kRows)
-      MLA_UNROLL (c, cols.value) scores[r][k + c] = scale * reduce_add(acc[r][c]);
+      MLA_UNROLL (c, cols.value) scores[r][k + c] = scale * sums[r][c];
   });
 }
 
@@ -45,17 +51,16 @@ MLA_INLINE float softmax_row(float* scores, Index count, float& maximum, float& 
 template <int kRows, class T>
 void value_tile(const float (*scores)[kTileKeys], const float* factor, Index first, Index count,
                 const KeyTile<T>& tile, float* out, Index out_stride) noexcept {
-  for_column_vectors<kColTile>(
-      tile.value_width, [&](auto cols, Index c, const auto& load_row, const auto& save) {
-        F32 acc[kRows][cols.value];
-        MLA_UNROLL (r, kRows)
-          MLA_UNROLL (j, cols.value)
-            acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
-        multiply_tile({scores[0] + first, kTileKeys, 1}, tile.value + first * tile.stride + c,
-                      tile.stride, count, load_row, acc);
-        MLA_UNROLL (r, kRows)
-          MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, acc[r][j]);
-      });
+  for_column_vectors<kColTile>(tile.value_width, [&](auto cols, Index c, const auto& vector) {
+    F32 acc[kRows][cols.value];
+    MLA_UNROLL (r, kRows)
+      MLA_UNROLL (j, cols.value)
+        acc[r][j] = set1(factor[r]) * vector.load_from(out + r * out_stride + c + j * kLanes);
+    multiply_tile({scores[0] + first, kTileKeys, 1}, tile.value + first * tile.stride + c,
+                  tile.stride, count, vector, acc);
+    MLA_UNROLL (r, kRows)
+      MLA_UNROLL (j, cols.value) vector.store_to(out + r * out_stride + c + j * kLanes, acc[r][j]);
+  });
 }
 
 // Rows [first_row, + kRows) over the keys of one tile, whose first is key `first_key`.
@@ -99,29 +104,30 @@ void attend_rows(const QueryRows& queries, const KeyTile<T>& tile, Index first_k
   });
 }
 
-// Rows of plain elements: where they lie if their vectors can be loaded from there at a gain, else,
-// and selected ones, as float32.
-template <class T>
-void attend(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
-            const SoftmaxState& state, float* scratch) noexcept {
-  constexpr bool kInPlace =
-      std::is_same_v<T, float> || (kIsa != Isa::scalar && std::is_same_v<T, bfloat16>);
-  const float scale = softmax_scale * kLog2E;
+inline void attend_tiles(const QueryRows& queries, const KeyValueRows& keys, MakeTile make_tile,
+                         float softmax_scale, const SoftmaxState& state, float* scratch) noexcept {
   for_key_tiles(keys, [&](Index first_key, Index count) {
-    if constexpr (kInPlace)
-      if (!keys.selected)
-        return attend_rows(queries, tile_in_place<T>(keys, first_key, count), first_key, scale,
-                           state);
-    attend_rows(queries, float_tile<T>(keys, first_key, count, scratch), first_key, scale, state);
+    attend_rows(queries, make_tile(keys, first_key, count, scratch), first_key,
+                softmax_scale * kLog2E, state);
   });
 }
 
-// Rows of another kind, as float32.
+// Rows as float32.
 template <MakeTile kMakeTile>
-void attend_tiles(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
-                  const SoftmaxState& state, float* scratch) noexcept {
+void attend(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+            const SoftmaxState& state, float* scratch) noexcept {
+  attend_tiles(queries, keys, kMakeTile, softmax_scale, state, scratch);
+}
+
+// Rows of plain elements where they lie, if they can be loaded from there at a gain; selected ones
+// as float32.
+template <class T>
+void attend_in_place(const QueryRows& queries, const KeyValueRows& keys, float softmax_scale,
+                     const SoftmaxState& state, float* scratch) noexcept {
+  if (keys.selected)
+    return attend_tiles(queries, keys, &float_tile<T>, softmax_scale, state, scratch);
   for_key_tiles(keys, [&](Index first_key, Index count) {
-    attend_rows(queries, kMakeTile(keys, first_key, count, scratch), first_key,
+    attend_rows(queries, tile_in_place<T>(keys, first_key, count), first_key,
                 softmax_scale * kLog2E, state);
   });
 }

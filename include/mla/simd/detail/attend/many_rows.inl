@@ -112,18 +112,17 @@ inline void softmax_block(float (*scores)[kBlockRows], Index count, const float*
 template <int kRows>
 void value_rows(const float* scores, const float* factor, const FloatTile& tile, Index first_key,
                 Index count, RowsAhead& ahead, float* out, Index out_stride) noexcept {
-  for_column_vectors<kValueColumns>(
-      tile.value_width, [&](auto cols, Index c, const auto& load_row, const auto& save) {
-        ahead.step();
-        F32 acc[kRows][cols.value];
-        MLA_UNROLL (r, kRows)
-          MLA_UNROLL (j, cols.value)
-            acc[r][j] = set1(factor[r]) * load_row(out + r * out_stride + c + j * kLanes);
-        multiply_tile({scores + first_key * kBlockRows, 1, kBlockRows},
-                      tile.value + first_key * tile.stride + c, tile.stride, count, load_row, acc);
-        MLA_UNROLL (r, kRows)
-          MLA_UNROLL (j, cols.value) save(out + r * out_stride + c + j * kLanes, acc[r][j]);
-      });
+  for_column_vectors<kValueColumns>(tile.value_width, [&](auto cols, Index c, const auto& vector) {
+    ahead.step();
+    F32 acc[kRows][cols.value];
+    MLA_UNROLL (r, kRows)
+      MLA_UNROLL (j, cols.value)
+        acc[r][j] = set1(factor[r]) * vector.load_from(out + r * out_stride + c + j * kLanes);
+    multiply_tile({scores + first_key * kBlockRows, 1, kBlockRows},
+                  tile.value + first_key * tile.stride + c, tile.stride, count, vector, acc);
+    MLA_UNROLL (r, kRows)
+      MLA_UNROLL (j, cols.value) vector.store_to(out + r * out_stride + c + j * kLanes, acc[r][j]);
+  });
 }
 
 // The same over the keys that each row sees: those that all of them see together, then row by row,

@@ -94,21 +94,12 @@ FloatTile float_tile(const KeyValueRows& keys, Index first, Index count, float* 
                        });
 }
 
-// Rows of 8 and 4 bits.
-template <class Codes>
-FloatTile float_tile_of_codes(const KeyValueRows& keys, Index first, Index count, float* memory) {
-  return tile_of_parts(keys, first, count, memory,
-                       [&](const std::byte* row, Index offset, Index width, float* to) {
-                         widen_part_to<Codes>(keys.layout, row, offset, width, to);
-                       });
-}
-
-// Rows of any format, by its one function.
-inline FloatTile float_tile_of_any(const KeyValueRows& keys, Index first, Index count,
-                                   float* memory) {
+// Rows that `widen` makes float32, as they are.
+using WidenRow = void (*)(const RowLayout& layout, const std::byte* bytes, float* row) noexcept;
+inline FloatTile tile_of_rows(const KeyValueRows& keys, Index first, Index count, float* memory,
+                              WidenRow widen) noexcept {
   const Index stride = tile_stride(keys.layout.width());
-  for (Index k = 0; k < count; ++k)
-    info_of(keys.layout.format).widen(keys.layout, keys.row_of(first + k), memory + k * stride);
+  for (Index k = 0; k < count; ++k) widen(keys.layout, keys.row_of(first + k), memory + k * stride);
   return {memory + keys.key_offset,
           memory + keys.tail_offset,
           memory + keys.value_offset,
@@ -117,6 +108,12 @@ inline FloatTile float_tile_of_any(const KeyValueRows& keys, Index first, Index 
           keys.key_width,
           keys.tail_width,
           keys.value_width};
+}
+
+// Rows of any format, by its one function.
+inline FloatTile float_tile_of_any(const KeyValueRows& keys, Index first, Index count,
+                                   float* memory) {
+  return tile_of_rows(keys, first, count, memory, info_of(keys.layout.format).widen);
 }
 
 // Calls tile(first key, keys) for every tile of the keys.

@@ -115,9 +115,10 @@ inline void multiply_index(const IndexRows& keys, const float* packed, Index str
   const auto multiply_keys = [&](auto key_strips) {
     for_tiles<2>(call.heads / kTileSide, [&](auto columns, Index column) {
       ahead.step();
-      multiply<key_strips.value, columns.value>(keys.rows, a, queries + column * b.side, b, steps,
-                                                false, products + column * kTileSide, rows,
-                                                kTileSide);
+      // In parentheses: that of this instruction set, whatever set its arguments are from.
+      (multiply<key_strips.value, columns.value>)(keys.rows, a, queries + column * b.side, b, steps,
+                                                  false, products + column * kTileSide, rows,
+                                                  kTileSide);
     });
   };
   if (strips == 1)

@@ -34,28 +34,31 @@ inline void linear(MatrixView<const float> x, const float* packed, const WeightV
 }
 
 // Tiles of weights of 8 and 4 bits, which become bfloat16 on their way.
-template <class Weights>
 class QuantisedTiles {
  public:
   explicit QuantisedTiles(const WeightView& weights)
-      : view_(weights), aligned_(blocks_align(weights, Weights::kBits)) {}
+      : view_(weights),
+        bits_(info_of(weights.format).bits),
+        aligned_(blocks_align(weights, kTileDepth)) {}
 
   void begin(Index o, Index i, Index end) {
     o_ = o, i_ = i, end_ = end, scales_end_ = i;
     count_ = at_most(view_.rows - o, kTileSide);
     codes_ = view_.byte_of(o, i);
-    row_bytes_ = view_.stride * Weights::kBits / 8;
-    const Index bytes = (end - i) * Weights::kBits / 8, ahead = at_most(bytes, kAhead);
+    row_bytes_ = view_.stride * bits_ / 8;
+    const Index bytes = (end - i) * bits_ / 8, ahead = at_most(bytes, kAhead);
     ahead_ = codes_ + ahead;
     ahead_left_ = bytes - ahead;
     to_next_strip_ = kTileSide * row_bytes_ - bytes;
   }
 
-  void make(bfloat16* tile) {
+  template <class Weights>
+  MLA_INLINE void make(bfloat16* tile) {
+    constexpr Index kBytes = kTileDepth * Weights::kBits / 8;  // of a row of a tile
     if (!aligned_ || end_ - i_ < kTileDepth || count_ <= 0) return make_by_definition(tile);
     find_scales();
     if (!fit_) return make_by_definition(tile);
-    ask_ahead();
+    ask_ahead(kBytes);
     Index r = 0;
     for (const std::byte* codes = codes_; r < count_; ++r, codes += row_bytes_) {
       const BlockScales& scales = scales_[r * scales_step_];
@@ -64,11 +67,10 @@ class QuantisedTiles {
       _mm512_storeu_si512(tile + r * kTileDepth, round_to_bf16(v[0], v[1]));
     }
     for (; r < kTileSide; ++r) _mm512_storeu_si512(tile + r * kTileDepth, _mm512_setzero_si512());
-    advance();
+    advance(kBytes);
   }
 
  private:
-  static constexpr Index kBytes = kTileDepth * Weights::kBits / 8;  // of a row of a tile
   static constexpr Index kInputs = 768;  // whose scales are found at a time
   static constexpr Index kAhead = 512;   // bytes of each row, then of the next strip's
 
@@ -90,24 +92,23 @@ class QuantisedTiles {
     scales_step_ = shared ? 0 : 1;
     fit_ = true;
     for (Index r = 0; r < (shared ? 1 : count_); ++r) {
-      scales_[r].template load<Weights>(view_.row_range(o_ + r, 1).col_range(i_, inputs), 0,
-                                        blocks);
-      for (Index b = 0; b < blocks; ++b) fit_ = fit_ && Weights::fits(scales_[r].scale[b]);
+      scales_[r].load(view_.row_range(o_ + r, 1).col_range(i_, inputs), 0, blocks);
+      fit_ = fit_ && scales_[r].below(kCodedFormats.of(view_).scale_limit, blocks);
     }
     block_ = 0;
     block_left_ = s.block_cols - in_block;
     scales_end_ = i_ + inputs / kTileDepth * kTileDepth;
   }
 
-  MLA_INLINE void ask_ahead() {
+  MLA_INLINE void ask_ahead(Index bytes) {
     if (ahead_left_ <= 0) {
       ahead_ += to_next_strip_;
       ahead_left_ = 1 << 30;
     }
-    if (i_ % (64 / kBytes * kTileDepth) == 0)
+    if (i_ % (64 / bytes * kTileDepth) == 0)
       for (Index r = 0; r < kTileSide; ++r) __builtin_prefetch(ahead_ + r * row_bytes_, 0, 2);
-    ahead_ += kBytes;
-    ahead_left_ -= kBytes;
+    ahead_ += bytes;
+    ahead_left_ -= bytes;
   }
 
   [[gnu::noinline]] void make_by_definition(bfloat16* tile) {
@@ -115,19 +116,20 @@ class QuantisedTiles {
     for (Index r = 0; r < kTileSide; ++r, tile += kTileDepth) {
       alignas(64) float values[kTileDepth] = {};
       if (r < count_ && n > 0)
-        widen_weights<Weights>(view_.row_range(o_ + r, 1).col_range(i_, n), {values, 1, n});
+        widen_coded(view_.row_range(o_ + r, 1).col_range(i_, n), {values, 1, n});
       _mm512_storeu_si512(tile, round_to_bf16(load(values), load(values + kLanes)));
     }
-    advance();
+    advance(kTileDepth * bits_ / 8);
   }
 
-  MLA_INLINE void advance() {
+  MLA_INLINE void advance(Index bytes) {
     i_ += kTileDepth;
-    codes_ += kBytes;
+    codes_ += bytes;
     block_left_ -= kTileDepth;
   }
 
   WeightView view_;
+  Index bits_;
   bool aligned_;  // 32 weights have the same scale
   Index o_ = 0, i_ = 0, end_ = 0, count_ = 0;
   const std::byte* codes_ = nullptr;
@@ -140,11 +142,17 @@ class QuantisedTiles {
 };
 
 template <class Weights>
+void make_coded_tile(void* self, bfloat16* tile) noexcept {
+  static_cast<QuantisedTiles*>(self)->make<Weights>(tile);
+}
+
+template <class Weights>
 void linear_quantised_by_tiles(MatrixView<const float> x, const float* packed,
                                const WeightView& weights, MatrixView<float> out,
                                float* scratch) noexcept {
-  QuantisedTiles<Weights> tiles(weights);
-  linear_by_tiles(x, packed, nullptr, maker_of(tiles), out, scratch);
+  QuantisedTiles tiles(weights);
+  linear_by_tiles(x, packed, nullptr,
+                  {&tiles, &begin_tiles<QuantisedTiles>, &make_coded_tile<Weights>}, out, scratch);
 }
 
 // Kernels for formats that become bfloat16 on their way.

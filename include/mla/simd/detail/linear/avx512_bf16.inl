@@ -38,7 +38,7 @@ inline void linear(MatrixView<const float> x, const float* packed, const WeightV
   const auto* const rows = reinterpret_cast<const bfloat16*>(packed);
   for_linear_blocks(x.rows, x.cols, [&](Index first_token, Index tokens, Index i, Index inputs) {
     for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
-      for_tiles<kTokenTile>(tokens, [&](auto count, Index token) {
+      for_tiles<tokens_by<cols.value>(kTokenTile)>(tokens, [&](auto count, Index token) {
         const Index t = first_token + token;
         F32 acc[count.value][cols.value] = {};
         dot_tile(rows + t * stride + i, stride, weight.row(o) + i, weight.stride, inputs, acc);

@@ -1,66 +1,69 @@
 // Matrix products with weights in their row-major checkpoint layout, in float32.
 // Needs: a vector type (vec/*.inl), for_tiles (kernels.inl), widen_block (rows.inl).
 
-// How a vector of a row is loaded: whole, or its first n elements.
-struct LoadWhole {
-  template <class T>
-  MLA_INLINE F32 operator()(const T* p) const {
-    return load(p);
-  }
-};
-struct LoadFirst {
-  Index n;
-  template <class T>
-  MLA_INLINE F32 operator()(const T* p) const {
-    return load_first(p, n);
-  }
-};
-
 // acc[r][c] += a[r] * b[c], lane by lane. The factor with fewer rows is held in registers.
-template <int kRows, int kCols, class T, class Load>
+template <int kRows, int kCols, class T>
 MLA_INLINE void dot_step(const float* a, Index a_stride, const T* b, Index b_stride,
-                         const Load& load_row, F32 (&acc)[kRows][kCols]) {
+                         F32 (&acc)[kRows][kCols]) {
   if constexpr (kRows <= kCols) {
     F32 x[kRows];
-    MLA_UNROLL (r, kRows) x[r] = load_row(a + r * a_stride);
+    MLA_UNROLL (r, kRows) x[r] = load(a + r * a_stride);
     MLA_UNROLL (c, kCols) {
-      const F32 y = in_register(load_row(b + c * b_stride));
+      const F32 y = in_register(load(b + c * b_stride));
       MLA_UNROLL (r, kRows) acc[r][c] = fma(x[r], y, acc[r][c]);
     }
   } else {
     F32 y[kCols];
-    MLA_UNROLL (c, kCols) y[c] = load_row(b + c * b_stride);
+    MLA_UNROLL (c, kCols) y[c] = load(b + c * b_stride);
     MLA_UNROLL (r, kRows) {
-      const F32 x = in_register(load_row(a + r * a_stride));
+      const F32 x = in_register(load(a + r * a_stride));
       MLA_UNROLL (c, kCols) acc[r][c] = fma(x, y[c], acc[r][c]);
     }
   }
 }
 
-// kRows x kCols dot products: acc[r][c] += sum_i a[r][i] * b[c][i]. Lanes run along i.
+// The first n < kLanes elements of some rows as vectors, zeros after them.
+template <class T>
+[[gnu::noinline]] void pad_rows(const T* from, Index stride, Index rows, Index n, T* to) noexcept {
+  for (Index r = 0; r < rows; ++r)
+    for (Index i = 0; i < kLanes; ++i) *to++ = i < n ? from[r * stride + i] : T();
+}
+
+// kRows x kCols dot products: acc[r][c] += sum_i a[r][i] * b[c][i]. Lanes run along i. A last
+// vector that is not whole is one step more of the same loop.
 template <int kRows, int kCols, class T>
 MLA_INLINE void dot_tile(const float* a, Index a_stride, const T* b, Index b_stride, Index n,
                          F32 (&acc)[kRows][kCols]) {
-  Index i = 0;
-  for (; i + kLanes <= n; i += kLanes) dot_step(a + i, a_stride, b + i, b_stride, LoadWhole(), acc);
-  if (i < n) dot_step(a + i, a_stride, b + i, b_stride, LoadFirst{n - i}, acc);
+  alignas(64) float a_last[kRows * kLanes];
+  alignas(64) T b_last[kCols * kLanes];
+  Index whole = n / kLanes * kLanes;
+  bool more = whole < n;
+  if (more) [[unlikely]] {
+    pad_rows(a + whole, a_stride, kRows, n - whole, a_last);
+    pad_rows(b + whole, b_stride, kCols, n - whole, b_last);
+  }
+  while (true) {
+    for (Index i = 0; i < whole; i += kLanes) dot_step(a + i, a_stride, b + i, b_stride, acc);
+    if (!more) return;
+    more = false;
+    a = a_last, a_stride = kLanes;
+    b = b_last, b_stride = kLanes;
+    whole = kLanes;
+  }
 }
 
 // out[t][o] = or += the sum of the lanes of acc[t][o], for a tile of tokens and output features.
 template <int kRows, int kCols>
-MLA_INLINE void add_lanes(const F32 (&acc)[kRows][kCols], float* out, Index out_stride,
-                          bool add = false) {
-  constexpr int kTogether = kRows % 4 == 0 ? 4 : 1;
-  MLA_UNROLL (c, kCols)
-    MLA_UNROLL (r, kRows / kTogether) {
-      float* const to = out + r * kTogether * out_stride + c;
-      float sums[kTogether];
-      if constexpr (kTogether == 4)
-        reduce_add(acc[4 * r][c], acc[4 * r + 1][c], acc[4 * r + 2][c], acc[4 * r + 3][c], sums);
-      else
-        sums[0] = reduce_add(acc[r][c]);
-      MLA_UNROLL (i, kTogether) to[i * out_stride] = add ? to[i * out_stride] + sums[i] : sums[i];
-    }
+MLA_INLINE void add_lanes(const F32 (&acc)[kRows][kCols], float* out, Index out_stride, bool add) {
+  MLA_UNROLL (r, kRows) {
+    float* const to = out + r * out_stride;
+    float sums[kCols];
+    if constexpr (kCols == 4)
+      reduce_add(acc[r][0], acc[r][1], acc[r][2], acc[r][3], sums);
+    else
+      MLA_UNROLL (c, kCols) sums[c] = reduce_add(acc[r][c]);
+    MLA_UNROLL (c, kCols) to[c] = add ? to[c] + sums[c] : sums[c];
+  }
 }
 
 // A product in blocks that fit the caches of the machine that it was measured on, which had 48 KB
@@ -99,14 +102,12 @@ MLA_INLINE void for_linear_blocks(Index tokens, Index in, const Block& block) {
 class WeightsAhead {
  public:
   // All of them in `steps`.
-  template <class T>
-  WeightsAhead(MatrixView<const T> weight, Index steps)
-      : WeightsAhead(reinterpret_cast<const std::byte*>(weight.data),
-                     weight.stride * static_cast<Index>(sizeof(T)),
-                     weight.cols * static_cast<Index>(sizeof(T)), weight.rows, steps) {}
   WeightsAhead(const WeightView& weight, Index steps)
-      : WeightsAhead(weight.byte_of(0, 0), weight.stride * info_of(weight.format).bits / 8,
-                     weight.cols * info_of(weight.format).bits / 8, weight.rows, steps) {}
+      : row_(weight.byte_of(0, 0)),
+        stride_(weight.stride * info_of(weight.format).bits / 8),
+        bytes_(weight.cols * info_of(weight.format).bits / 8),
+        rows_(weight.rows),
+        lines_(((bytes_ + kLine - 1) / kLine * rows_ + steps - 1) / steps) {}
 
   MLA_INLINE void step() {
     for (Index n = 0; n < lines_ && rows_ > 0; ++n) {
@@ -120,13 +121,6 @@ class WeightsAhead {
 
  private:
   static constexpr Index kLine = 64;
-
-  WeightsAhead(const std::byte* row, Index stride, Index bytes, Index rows, Index steps)
-      : row_(row),
-        stride_(stride),
-        bytes_(bytes),
-        rows_(rows),
-        lines_(((bytes + kLine - 1) / kLine * rows + steps - 1) / steps) {}
 
   const std::byte* row_ = nullptr;
   Index stride_ = 0, bytes_ = 0, rows_ = 0;
@@ -144,40 +138,74 @@ inline MatrixView<const float> copy_block(const WeightView& block, Widen widen, 
   return copy;
 }
 
-// Where few tokens find weights: elements T in place, widened on their way into registers, or
-// copies in float32 of a register tile's rows in the first cache.
-template <class T>
-struct InPlace {
-  MatrixView<const T> weight;
-  Index rows() const { return weight.rows; }
-  MLA_INLINE MatrixView<const T> block(Index o, Index features, Index i, Index inputs) const {
-    return weight.row_range(o, features).col_range(i, inputs);
+// Tokens that are multiplied together by kCols features: what is left of these is little, and gets
+// little code.
+template <int kCols>
+constexpr int tokens_by(int tokens) {
+  return kCols == kFeatureTile ? tokens : 1;
+}
+
+// out = or += x * weight^T, while weights that come next are brought to the cache.
+inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> weight, bool add,
+                            MatrixView<float> out, WeightsAhead ahead) noexcept {
+  for_tiles<kTokenTile>(x.rows, [&](auto rows, Index first) {
+    for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
+      ahead.step();
+      for_tiles<tokens_by<cols.value>(rows.value)>(rows.value, [&](auto tokens, Index token) {
+        const Index t = first + token;
+        F32 acc[tokens.value][cols.value] = {};
+        dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
+        add_lanes(acc, out.row(t) + o, out.stride, add);
+      });
+    });
+  });
+}
+
+// Rows of a block of inputs of weights, and those that come next.
+class WeightRows {
+ public:
+  MLA_INLINE WeightRows(const WeightView& weight, Index i, Index inputs)
+      : rows_(weight.col_range(i, inputs)),
+        first_(weight.first_row),
+        end_(weight.first_row + weight.rows),
+        row_bytes_(weight.stride * info_of(weight.format).bits / 8),
+        bytes_(inputs * info_of(weight.format).bits / 8) {}
+
+  // Rows [o, + count).
+  MLA_INLINE const WeightView& at(Index o, Index count) {
+    rows_.first_row = first_ + o;
+    rows_.rows = count;
+    return rows_;
   }
-  MLA_INLINE WeightsAhead ahead(Index o, Index features, Index i, Index inputs) const {
-    return {block(o, features, i, inputs), 1};
+  // Asks for as many rows after these.
+  MLA_INLINE void ask_for_next() const {
+    const std::byte* row = rows_.byte_of(rows_.rows, 0);
+    const Index next = rows_.first_row + rows_.rows;
+    for (Index r = next; r < at_most(end_, next + rows_.rows); ++r, row += row_bytes_)
+      for (Index byte = 0; byte < bytes_; byte += 64) __builtin_prefetch(row + byte, 0, 2);
   }
-};
-struct Copied {
-  WeightView weight;
-  Widen widen;
-  float* memory;
-  Index rows() const { return weight.rows; }
-  MatrixView<const float> block(Index o, Index features, Index i, Index inputs) const {
-    return copy_block(weight.row_range(o, features).col_range(i, inputs), widen, memory);
-  }
-  WeightsAhead ahead(Index o, Index features, Index i, Index inputs) const {
-    return {weight.row_range(o, features).col_range(i, inputs), 1};
-  }
+
+ private:
+  WeightView rows_;
+  Index first_, end_, row_bytes_, bytes_;
 };
 
-// Few tokens of float32 weights, where memory is the limit: both factors are read where they are,
-// one row of weights after the other. For very few tokens this was measured to be the faster way.
-inline void linear_by_rows(MatrixView<const float> x, MatrixView<const float> weight,
-                           MatrixView<float> out) noexcept {
-  for_tiles_or_ones<kColTile>(weight.rows, [&](auto cols, Index o) {
+// Up to kTokensInPlace tokens by elements T in place, widened on their way into registers: rows of
+// weights from end to end, as memory likes it best.
+inline constexpr int kTokensInPlace = 2;
+template <class T>
+void linear_in_place(MatrixView<const float> x, const WeightView& view,
+                     MatrixView<float> out) noexcept {
+  const MatrixView<const T> weight = view.as<T>();
+  for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
     for_input_blocks(x.cols, [&](Index i, Index inputs) {
-      for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
-        F32 acc[rows.value][cols.value] = {};
+      if constexpr (sizeof(T) < sizeof(float)) {  // float32 comes fast enough by itself
+        WeightRows rows(view, i, inputs);
+        rows.at(o, cols.value);
+        rows.ask_for_next();
+      }
+      for_tiles<tokens_by<cols.value>(kTokensInPlace)>(x.rows, [&](auto tokens, Index t) {
+        F32 acc[tokens.value][cols.value] = {};
         dot_tile(x.row(t) + i, x.stride, weight.row(o) + i, weight.stride, inputs, acc);
         add_lanes(acc, out.row(t) + o, out.stride, i > 0);
       });
@@ -185,33 +213,23 @@ inline void linear_by_rows(MatrixView<const float> x, MatrixView<const float> we
   });
 }
 
-// out = or += x * weight^T, while weights that come next are brought to the cache.
-inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> weight, bool add,
-                            MatrixView<float> out, WeightsAhead ahead) noexcept {
-  for_tiles<kTokenTile>(x.rows, [&](auto rows, Index t) {
-    for_tiles_or_ones<kFeatureTile>(weight.rows, [&](auto cols, Index o) {
-      ahead.step();
-      F32 acc[rows.value][cols.value] = {};
-      dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
-      add_lanes(acc, out.row(t) + o, out.stride, add);
-    });
-  });
-}
+inline constexpr Index kFewTokens = 16;
 
-// Up to kFewTokens tokens by features [first, + features), up to kTaskOutputs, so that x stays in
-// the first cache; the next rows of weights are brought to the second one meanwhile.
-template <class Rows>
-MLA_INLINE void linear_few(MatrixView<const float> x, const Rows& rows, Index first, Index features,
-                           MatrixView<float> out) {
+// Up to kFewTokens tokens by up to kTaskOutputs features, so that x stays in the first cache; the
+// next rows of weights are brought to the second one meanwhile. Weights are float32 in place or,
+// made by `widen`, copies of a register tile's rows in the first cache.
+inline void linear_few(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                       MatrixView<float> out, float* memory) noexcept {
   for_input_blocks(x.cols, [&](Index i, Index inputs) {
-    for_tiles_or_ones<kFeatureTile>(features, [&](auto cols, Index o) {
-      const Index next = first + o + cols.value;
-      rows.ahead(next, at_most(rows.rows() - next, cols.value), i, inputs).step();
-      const auto block = rows.block(first + o, cols.value, i, inputs);
-      for_tiles<kTokenTile>(x.rows, [&](auto tokens, Index t) {
+    WeightRows weights(weight, i, inputs);
+    for_tiles_or_ones<kFeatureTile>(out.cols, [&](auto cols, Index o) {
+      const WeightView& block = weights.at(o, cols.value);
+      if (widen) weights.ask_for_next();  // float32 comes fast enough by itself
+      const auto rows = widen ? copy_block(block, widen, memory) : block.as<float>();
+      for_tiles<tokens_by<cols.value>(kTokenTile)>(x.rows, [&](auto tokens, Index t) {
         F32 acc[tokens.value][cols.value] = {};
-        dot_tile(x.row(t) + i, x.stride, block.data, block.stride, inputs, acc);
-        add_lanes(acc, out.row(t) + first + o, out.stride, i > 0);
+        dot_tile(x.row(t) + i, x.stride, rows.data, rows.stride, inputs, acc);
+        add_lanes(acc, out.row(t) + o, out.stride, i > 0);
       });
     });
   });
@@ -252,41 +270,32 @@ inline void linear_in_blocks(MatrixView<const float> x, const WeightView& weight
   }
 }
 
-// Few tokens take weights from `rows`, more take blocks by `widen`.
-template <class Rows>
-void linear_by(MatrixView<const float> x, const WeightView& weight, const Rows& rows, Widen widen,
-               MatrixView<float> out, float* scratch) noexcept {
-  constexpr Index kFewTokens = 16;
+// Few tokens take float32 in place or copies by `widen`, more take blocks of copies.
+inline void linear_by(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                      bool in_place, MatrixView<float> out, float* scratch) noexcept {
   if (x.rows == 0) return;  // there may be no memory
   if (x.rows > kFewTokens) return linear_in_blocks(x, weight, widen, out, scratch);
   for (Index o = 0; o < weight.rows; o += kTaskOutputs)
-    linear_few(x, rows, o, at_most(weight.rows - o, kTaskOutputs), out);
+    linear_few(x, weight.row_range(o, weight.rows - o), in_place ? nullptr : widen,
+               out.col_range(o, at_most(weight.rows - o, kTaskOutputs)), scratch);
 }
 
 // Weights of any format, by its one function.
 inline void linear_by_widening(MatrixView<const float> x, const WeightView& weight, Widen widen,
                                MatrixView<float> out, float* scratch) noexcept {
-  linear_by(x, weight, Copied{weight, widen, scratch}, widen, out, scratch);
+  linear_by(x, weight, widen, false, out, scratch);
 }
 inline void linear_of_any(MatrixView<const float> x, const float*, const WeightView& weight,
                           MatrixView<float> out, float* scratch) noexcept {
   linear_by_widening(x, weight, info_of(weight.format).widen, out, scratch);
 }
 
-// Whether products take 16-bit numbers from where they lie. The scalar tier would widen them one by
-// one, as often as they are used.
-inline constexpr bool kWidensInRegisters = kIsa != Isa::scalar;
-
-// Weights of plain elements.
+// Weights of plain elements: where they lie for one or two tokens, else as copies.
 template <class T>
 void linear(MatrixView<const float> x, const float*, const WeightView& weight,
             MatrixView<float> out, float* scratch) noexcept {
-  if constexpr (std::is_same_v<T, float>)
-    if (x.rows <= kRowTile) return linear_by_rows(x, weight.as<float>(), out);
-  if constexpr (std::is_same_v<T, float> || kWidensInRegisters)
-    linear_by(x, weight, InPlace<T>{weight.as<T>()}, &widen_block<T>, out, scratch);
-  else
-    linear_by_widening(x, weight, &widen_block<T>, out, scratch);
+  if (x.rows <= kTokensInPlace) return linear_in_place<T>(x, weight, out);
+  linear_by(x, weight, &widen_block<T>, std::is_same_v<T, float>, out, scratch);
 }
 
 // The left factor of a product: element (r, k) is data[r * row_step + k * step].
@@ -296,13 +305,35 @@ struct Factors {
   Index step;
 };
 
+// How a vector of a row is loaded and stored: whole, or its first n <= kLanes elements.
+struct WholeVector {
+  template <class T>
+  MLA_INLINE F32 load_from(const T* p) const {
+    return load(p);
+  }
+  MLA_INLINE void store_to(float* p, F32 a) const { store(p, a); }
+};
+struct FirstLanes {
+  Index n;
+  template <class T>
+  MLA_INLINE F32 load_from(const T* p) const {
+    return n < kLanes ? load_first(p, n) : load(p);
+  }
+  MLA_INLINE void store_to(float* p, F32 a) const {
+    if (n < kLanes)
+      store_first(p, a, n);
+    else
+      store(p, a);
+  }
+};
+
 // acc[r][j] += sum_k a(r, k) * b[k][j * kLanes ...]. Lanes run along the columns of b.
-template <int kRows, int kCols, class T, class Load>
+template <int kRows, int kCols, class T, class Vector>
 MLA_INLINE void multiply_tile(const Factors& a, const T* b, Index b_stride, Index n,
-                              const Load& load_row, F32 (&acc)[kRows][kCols]) {
+                              const Vector& vector, F32 (&acc)[kRows][kCols]) {
   for (Index k = 0; k < n; ++k) {
     F32 y[kCols];
-    MLA_UNROLL (j, kCols) y[j] = load_row(b + k * b_stride + j * kLanes);
+    MLA_UNROLL (j, kCols) y[j] = vector.load_from(b + k * b_stride + j * kLanes);
     MLA_UNROLL (r, kRows) {
       const F32 x = set1(a.data[r * a.row_step + k * a.step]);
       MLA_UNROLL (j, kCols) acc[r][j] = fma(x, y[j], acc[r][j]);
@@ -310,41 +341,32 @@ MLA_INLINE void multiply_tile(const Factors& a, const T* b, Index b_stride, Inde
   }
 }
 
-// Calls columns(TileSize, first, load, store) for blocks of kCols vectors, then single vectors,
-// then a partial one, until `width` columns are covered.
+// Calls columns(TileSize, first, vector) for blocks of kCols vectors, then single vectors, the last
+// of which may not be whole, until `width` columns are covered.
 template <int kCols, class Columns>
 MLA_INLINE void for_column_vectors(Index width, const Columns& columns) {
-  const auto load_whole = [](const auto* p) { return load(p); };
-  const auto store_whole = [](float* p, F32 a) { store(p, a); };
-  for_tiles_or_ones<kCols>(width / kLanes, [&](auto cols, Index j) {
-    columns(cols, j * kLanes, load_whole, store_whole);
-  });
-  const Index rest = width % kLanes;
-  if (rest == 0) return;
-  columns(
-      TileSize<1>(), width - rest, [rest](const auto* p) { return load_first(p, rest); },
-      [rest](float* p, F32 a) { store_first(p, a, rest); });
+  Index c = 0;
+  for (; c + kCols * kLanes <= width; c += kCols * kLanes)
+    columns(TileSize<kCols>(), c, WholeVector());
+  for (; c < width; c += kLanes) columns(TileSize<1>(), c, FirstLanes{at_most(width - c, kLanes)});
 }
 
 // out = or += x * weight.
 template <class T>
 void transposed_block(MatrixView<const float> x, MatrixView<const T> weight, bool add,
                       MatrixView<float> out) noexcept {
-  for_column_vectors<kColTile>(weight.cols,
-                               [&](auto cols, Index c, const auto& load_row, const auto& save) {
-                                 for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
-                                   F32 acc[rows.value][cols.value] = {};
-                                   if (add)
-                                     MLA_UNROLL (r, rows.value)
-                                       MLA_UNROLL (j, cols.value)
-                                         acc[r][j] = load_row(out.row(t + r) + c + j * kLanes);
-                                   multiply_tile({x.row(t), x.stride, 1}, weight.data + c,
-                                                 weight.stride, weight.rows, load_row, acc);
-                                   MLA_UNROLL (r, rows.value)
-                                     MLA_UNROLL (j, cols.value)
-                                       save(out.row(t + r) + c + j * kLanes, acc[r][j]);
-                                 });
-                               });
+  for_column_vectors<kColTile>(weight.cols, [&](auto cols, Index c, const auto& vector) {
+    for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
+      F32 acc[rows.value][cols.value] = {};
+      if (add)
+        MLA_UNROLL (r, rows.value)
+          MLA_UNROLL (j, cols.value) acc[r][j] = vector.load_from(out.row(t + r) + c + j * kLanes);
+      multiply_tile({x.row(t), x.stride, 1}, weight.data + c, weight.stride, weight.rows, vector,
+                    acc);
+      MLA_UNROLL (r, rows.value)
+        MLA_UNROLL (j, cols.value) vector.store_to(out.row(t + r) + c + j * kLanes, acc[r][j]);
+    });
+  });
 }
 
 inline void linear_transposed_by(MatrixView<const float> x, const WeightView& weight, Widen widen,
@@ -365,11 +387,8 @@ inline void linear_transposed_by(MatrixView<const float> x, const WeightView& we
 // Weights of plain elements, where they lie.
 template <class T>
 void linear_transposed(MatrixView<const float> x, const WeightView& weight, MatrixView<float> out,
-                       float* scratch) noexcept {
-  if constexpr (std::is_same_v<T, float> || kWidensInRegisters)
-    transposed_block(x, weight.as<T>(), false, out);
-  else
-    linear_transposed_by(x, weight, &widen_block<T>, out, scratch);
+                       float*) noexcept {
+  transposed_block(x, weight.as<T>(), false, out);
 }
 
 // Weights of any format, by its one function.

@@ -2,10 +2,10 @@
 // can compile. Included inside a namespace; see kernel_bodies.hpp.
 
 inline constexpr int kLanes = 4;
-inline constexpr int kScoreKeys = 2;
-inline constexpr int kScoreKeysOfFew = 2;
-inline constexpr int kValueRows = 2;
-inline constexpr int kTokenTile = 2;  // of linear(), by kFeatureTile
+inline constexpr int kScoreKeys = 1;
+inline constexpr int kScoreKeysOfFew = 1;
+inline constexpr int kValueRows = 1;
+inline constexpr int kTokenTile = 1;  // of linear(), by kFeatureTile
 inline constexpr int kFeatureTile = 2;
 inline constexpr int kRowTile = 1;  // rows of other register tiles; their columns are 4
 
@@ -21,11 +21,6 @@ MLA_INLINE F32 zero() { return set1(0.0f); }
 
 template <class T>
 MLA_INLINE F32 load(const T* p) {
-  return {Native{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
-                 static_cast<float>(p[3])}};
-}
-// float16 takes dozens of instructions, which are not repeated in each loop.
-[[gnu::noinline]] inline F32 load(const float16* p) {
   return {Native{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
                  static_cast<float>(p[3])}};
 }
@@ -77,62 +72,3 @@ MLA_INLINE void reduce_add(F32 a, F32 b, F32 c, F32 d, float* out) {
   out[2] = reduce_add(c);
   out[3] = reduce_add(d);
 }
-
-// ---- kLanes numbers of a quantised row, without their scale (core/quantised_rows.hpp)
-
-inline F32 load_int8(const std::byte* p) {
-  F32 a = zero();
-  for (int i = 0; i < kLanes; ++i) a.v[i] = static_cast<float>(static_cast<std::int8_t>(p[i]));
-  return a;
-}
-// Divided by 2^8, as other vectors read it.
-inline F32 load_e4m3(const std::byte* p) {
-  F32 a = zero();
-  for (int i = 0; i < kLanes; ++i) a.v[i] = decode_e4m3(static_cast<std::uint8_t>(p[i])) * 0x1p-8f;
-  return a;
-}
-// The four bits from kShift on of each byte.
-template <int kShift>
-F32 load_int4(const std::byte* p) {
-  F32 a = zero();
-  for (int i = 0; i < kLanes; ++i)
-    a.v[i] = static_cast<float>(static_cast<unsigned>(p[i]) >> kShift & 15u) - 8.0f;
-  return a;
-}
-
-// Of integers.
-inline void store_int8(std::byte* p, F32 a) {
-  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<std::byte>(static_cast<std::int8_t>(a.v[i]));
-}
-inline void store_e4m3(std::byte* p, F32 a) {
-  for (int i = 0; i < kLanes; ++i) p[i] = static_cast<std::byte>(encode_e4m3(a.v[i]));
-}
-
-// ---- the same with their scale, two numbers of four bits in a byte, even ones in its low half
-
-inline void load_e4m3(const std::byte* p, F32 (&v)[2]) {
-  for (int i = 0; i < 2; ++i) v[i] = load_e4m3(p + i * kLanes);
-}
-MLA_INLINE unsigned half_byte(const std::byte* p, int i) {
-  return static_cast<unsigned>(p[i / 2]) >> i % 2 * 4 & 15u;
-}
-struct Int4Lanes {
-  float scale, zero_point;
-  Int4Lanes(float s, float z) : scale(s), zero_point(z) {}
-  F32 load(const std::byte* p) const {
-    F32 a = zero();
-    for (int i = 0; i < kLanes; ++i)
-      a.v[i] = (static_cast<float>(half_byte(p, i)) - zero_point) * scale;
-    return a;
-  }
-};
-struct E2m1Lanes {
-  float scale;
-  E2m1Lanes(float s, float) : scale(s) {}
-  F32 load(const std::byte* p) const {
-    F32 a = zero();
-    for (int i = 0; i < kLanes; ++i)
-      a.v[i] = decode_e2m1(static_cast<std::uint8_t>(half_byte(p, i))) * scale;
-    return a;
-  }
-};
