@@ -55,9 +55,10 @@ std::vector<PublishedFamily> published_families() {
       {"longcat-flash",
        {R"({"routed_scaling_factor": 5.0})", R"({"rope_theta": 10000.0})",
         R"({"rms_norm_eps": 1e-3})"}},
-      {"dsv32", {R"({"index_topk": 6})", R"({"indexer_rope_interleave": true})"}},
-      {"glm5", {R"({"index_topk": 12})", R"({"indexer_rope_interleave": false})"}},
-      {"glm52", {R"({"index_topk": 10})", R"({"indexer_rope_interleave": false})"}},
+      {"dsv32",
+       {R"({"indexer_rope_interleave": true})", R"({"rope_scaling": {"mscale_all_dim": 0.5}})"}},
+      {"glm5", {R"({"indexer_rope_interleave": false})", R"({"routed_scaling_factor": 1.0})"}},
+      {"glm52", {R"({"indexer_rope_interleave": false})", R"({"rms_norm_eps": 1e-3})"}},
   };
 }
 
