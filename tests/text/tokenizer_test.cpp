@@ -177,20 +177,20 @@ TEST(Tokenizer, SpecialTokensAreLeftOutOnlyWhenAsked) {
 }
 
 TEST(Tokenizer, OfAddedTokensTheLeftmostAndThenTheLongestWins) {
-  auto json = small_tokenizer_json();
+  auto file = small_tokenizer_json();
   const auto add = [&](const char* text, bool normalized) {
-    auto token = json["added_tokens"][0];
+    auto token = file["added_tokens"][0];
     token["content"] = text;
     token["normalized"] = normalized;
-    token["id"] = 259 + json["added_tokens"].size();
-    json["added_tokens"].push_back(token);
+    token["id"] = 259 + file["added_tokens"].size();
+    file["added_tokens"].push_back(token);
   };
   add("<sep><sep>", false);  // 262
   add("x<s", false);         // 263
   add("<sepa", true);        // 264: looked for after all that are not normalized
   add("b", true);            // also a token of the model
-  json["added_tokens"].back()["id"] = 'b';
-  const Tokenizer tokenizer = open_tokenizer(json);
+  file["added_tokens"].back()["id"] = 'b';
+  const Tokenizer tokenizer = open_tokenizer(file);
   EXPECT_EQ(tokenizer.encode("<sep><sep><sep>", false), (Ids{262, 260}));
   EXPECT_EQ(tokenizer.encode("<sep><sep", false), (Ids{260, '<', 's', 'e', 'p'}));
   EXPECT_EQ(tokenizer.encode("x<s>", false), (Ids{263, '>'}));
@@ -205,21 +205,21 @@ TEST(Tokenizer, MergesStopAtAddedTokensAndWords) {
 }
 
 TEST(Tokenizer, IgnoreMergesTakesWholeWords) {
-  auto json = small_tokenizer_json();
-  json["model"]["vocab"]["x yz"] = 262;  // a space stands for no byte, so no text is this
-  json["model"]["vocab"]["x\u0120z"] = 263;
-  json["pre_tokenizer"]["use_regex"] = true;
-  json["model"]["vocab"]["\u0120az"] = 264;
-  EXPECT_EQ(open_tokenizer(json).encode("ab az x z", false),
+  auto file = small_tokenizer_json();
+  file["model"]["vocab"]["x yz"] = 262;  // a space stands for no byte, so no text is this
+  file["model"]["vocab"]["x\u0120z"] = 263;
+  file["pre_tokenizer"]["use_regex"] = true;
+  file["model"]["vocab"]["\u0120az"] = 264;
+  EXPECT_EQ(open_tokenizer(file).encode("ab az x z", false),
             (Ids{256, 258, 'z', ' ', 'x', ' ', 'z'}));
-  json["model"]["ignore_merges"] = true;
-  EXPECT_EQ(open_tokenizer(json).encode("ab az x z", false), (Ids{256, 264, ' ', 'x', ' ', 'z'}));
+  file["model"]["ignore_merges"] = true;
+  EXPECT_EQ(open_tokenizer(file).encode("ab az x z", false), (Ids{256, 264, ' ', 'x', ' ', 'z'}));
 }
 
 TEST(Tokenizer, TokensOfOtherCharactersDecodeAsTheyAreWritten) {
-  auto json = small_tokenizer_json();
-  json["model"]["vocab"]["\u0120\u4e00"] = 262;
-  EXPECT_EQ(open_tokenizer(json).decode(Ids{262, 258}), "\u0120\u4e00 a");
+  auto file = small_tokenizer_json();
+  file["model"]["vocab"]["\u0120\u4e00"] = 262;
+  EXPECT_EQ(open_tokenizer(file).decode(Ids{262, 258}), "\u0120\u4e00 a");
 }
 
 TEST(Tokenizer, ManyDigitsSpacesAndALongWordTakeNoTime) {
