@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 // Errors are found once, at the public boundary, and thrown with the field, the tensor and both
 // numbers in the message. std::invalid_argument: the caller passed something that does not fit.
@@ -70,18 +71,32 @@ inline std::string message_of(std::initializer_list<MessagePart> parts) {
   return text.str();
 }
 
+// How a part is passed: of few types, so that places which say something alike share their code.
+template <class Part>
+using Passed = std::conditional_t<
+    std::is_floating_point_v<Part>, double,
+    std::conditional_t<
+        std::is_signed_v<Part>, long long,
+        std::conditional_t<std::is_unsigned_v<Part>, unsigned long long,
+                           std::conditional_t<std::is_array_v<Part>, const char*, const Part&>>>>;
+
+template <class Error, class... Parts>
+[[noreturn, gnu::noinline, gnu::cold]] void throw_message(Parts... parts) {
+  throw Error(message_of({MessagePart(parts)...}));
+}
+
 }  // namespace detail
 
 /// Throws std::invalid_argument with `parts`, texts and numbers, written one after the other.
 template <class... Parts>
-[[noreturn, gnu::noinline, gnu::cold]] void throw_invalid(const Parts&... parts) {
-  throw std::invalid_argument(detail::message_of({detail::MessagePart(parts)...}));
+[[noreturn]] void throw_invalid(const Parts&... parts) {
+  detail::throw_message<std::invalid_argument, detail::Passed<Parts>...>(parts...);
 }
 
 /// Throws std::runtime_error likewise.
 template <class... Parts>
-[[noreturn, gnu::noinline, gnu::cold]] void throw_runtime(const Parts&... parts) {
-  throw std::runtime_error(detail::message_of({detail::MessagePart(parts)...}));
+[[noreturn]] void throw_runtime(const Parts&... parts) {
+  detail::throw_message<std::runtime_error, detail::Passed<Parts>...>(parts...);
 }
 
 /// Throws std::invalid_argument unless `condition` holds. The message is built only on failure.

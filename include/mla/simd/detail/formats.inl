@@ -1,5 +1,5 @@
 // Faster kernels for formats of 16, 8 and 4 bits, in vectors.
-// Needs: kernels.inl.
+// Needs: kernels.inl, encode_quantised (encode_rows.inl).
 
 // Each needs those before it.
 // clang-format off

@@ -56,6 +56,8 @@ inline constexpr Isa kIsa = Isa::avx2;
 //
 #include "mla/simd/detail/kernels.inl"
 //
+#include "mla/simd/detail/encode_rows.inl"
+//
 #include "mla/simd/detail/formats.inl"
 }  // namespace avx2
 MLA_REGION_END
@@ -66,7 +68,7 @@ inline constexpr Isa kIsa = Isa::avx512;
 #include "mla/simd/detail/vec/avx512.inl"
 //
 #include "mla/simd/detail/kernels.inl"
-//
+using avx2::encode_quantised;  // a row of each token: wider vectors would gain nothing
 #include "mla/simd/detail/formats.inl"
 }  // namespace avx512
 MLA_REGION_END
@@ -126,6 +128,8 @@ inline constexpr Isa kIsa = Isa::neon;
 #include "mla/simd/detail/vec/neon.inl"
 //
 #include "mla/simd/detail/kernels.inl"
+//
+#include "mla/simd/detail/encode_rows.inl"
 //
 #include "mla/simd/detail/formats.inl"
 }  // namespace neon

@@ -27,6 +27,17 @@ MLA_INLINE void for_tiles_or_ones(Index count, const Tile& tile) {
     for (; first < count; ++first) tile(TileSize<1>(), first);
 }
 
+// The same for what may be computed twice: the last tile ends at `count`, and only a count of fewer
+// than a tile takes smaller ones.
+template <int kSize, int kSmaller, class Tile>
+MLA_INLINE void for_overlapping_tiles(Index count, const Tile& tile) {
+  if constexpr (kSize > 1)
+    if (count < kSize)
+      return for_overlapping_tiles < kSmaller < kSize ? kSmaller : 1, 1 > (count, tile);
+  for (Index first = 0; first < count; first += kSize)
+    tile(TileSize<kSize>(), first + kSize <= count ? first : count - kSize);
+}
+
 // Each needs those before it.
 // clang-format off
 #include "mla/simd/detail/rows.inl"

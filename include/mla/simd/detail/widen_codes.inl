@@ -1,7 +1,7 @@
 // Reads rows of 8 and 4 bits (core/quantised_rows.hpp) in vectors. Whoever takes the numbers, a
 // `Put`, may need more instructions than the reading, and is inlined into it: so an instruction set
 // that adds some includes this text again.
-// Needs: load_int8, load_int4, load_e4m3 (vec/*.inl), kIsFp8 (quantised_rows.inl).
+// Needs: load_int8, load_int4, load_e4m3 (vec/*.inl).
 
 // Numbers of a group of `count`: put(i, numbers, n) takes n of them from i on, and
 // put(i, low, high) two whole vectors.
@@ -21,7 +21,7 @@ MLA_INLINE void put_group(const std::byte* codes, Index count, float scale, cons
         put(i, load_int4<4>(codes + i - 16) * factor,
             load_int4<4>(codes + i - 16 + kLanes) * factor);
     }
-  } else if constexpr (!kIsFp8<Codes>) {
+  } else if constexpr (!Codes::kHasNaN) {
     const F32 factor = set1(scale);
     for (; i + kPair <= count; i += kPair)
       put(i, load_int8(codes + i) * factor, load_int8(codes + i + kLanes) * factor);

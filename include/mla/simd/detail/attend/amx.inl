@@ -12,25 +12,30 @@ struct PacedWeighing {
   Weighing& weighing;
   Index pieces, steps, credit = 0;
 
-  MLA_INLINE void step(Index, Index) {
+  MLA_INLINE void step() {
     for (credit += pieces; credit >= steps; credit -= steps) weighing.step();
   }
 };
 
-// Packing of the values whose keys are being multiplied, while these are in the first cache.
-struct MatchedPacking {
-  const ValuePacking* packing;  // or nullptr: nothing
+// Weighing of another unit or, where there is `packing`, that of the values whose keys are being
+// multiplied, while these are in the first cache.
+struct ScoreWork {
+  PacedWeighing weighing;
+  const ValuePacking* packing;
 
   MLA_INLINE void step(Index key, Index depth) {
-    if (packing) packing->piece(key, depth);
+    if (packing)
+      packing->piece(key, depth);
+    else
+      weighing.step();
   }
 };
 
 // What goes on beside the products of a unit's scores.
-template <int kStrips, class Work>
+template <int kStrips>
 struct BesideScores {
   Peaks<kStrips>& peaks;
-  Work& work;
+  ScoreWork work;
   RowsAhead& ahead;
   const float* done = nullptr;  // scores of 32 keys that are complete with the grid before
   Index done_key = 0;
@@ -53,7 +58,7 @@ struct BesideValues {
   MLA_INLINE void begun() {}
   MLA_INLINE void step() {
     ahead.step();
-    weighing.step(0, 0);
+    weighing.step();
   }
 };
 
@@ -148,29 +153,26 @@ class AmxAttend {
   void score_and_weigh(BlockUnit& scored, const BlockUnit* added, Index number,
                        Weighing& weighing) {
     const Index here = score_steps(scored.keys), there = added ? add_steps(added->keys) : 0;
-    PacedWeighing work = {weighing, weighing.pieces() * here / (here + there), here};
-    score(scored, number, work);
+    score(scored, number, {{weighing, weighing.pieces() * here / (here + there), here}, nullptr});
   }
 
   // With one buffer of values it is free when the last unit of the span before has been added:
   // beside the scores of a span's second block. With two, which a single block has, beside its own.
   void score_and_pack(BlockUnit& scored, const BlockUnit* added, Index number) {
     const BlockUnit* const of = memory_.value_buffers == 2 ? &scored : added;
-    if (!of || of->span < packed_) {
-      MatchedPacking nothing = {nullptr};
-      return score(scored, number, nothing);
-    }
+    Weighing none;
+    const PacedWeighing nothing = {none, 0, 1};
+    if (!of || of->span < packed_) return score(scored, number, {nothing, nullptr});
     const ValuePacking packing = packing_of(of->span);
-    MatchedPacking work = {of->span == scored.span ? &packing : nullptr};
-    score(scored, number, work);
-    if (!work.packing || spans_.depth() < packing.width())
+    const bool matched = of->span == scored.span;
+    score(scored, number, {nothing, matched ? &packing : nullptr});
+    if (!matched || spans_.depth() < packing.width())
       packing.from(0);
     else
       packing.from(scored.keys);
   }
 
-  template <class Work>
-  void score(BlockUnit& unit, Index number, Work& work) {
+  void score(BlockUnit& unit, Index number, const ScoreWork& work) {
     const BlockContext& block = blocks_.of(unit);
     tiles_are_written(block.queries);
     if (unit.strips == 2)
@@ -180,15 +182,16 @@ class AmxAttend {
     move_maximum(unit, block.maximum, block.sum);
   }
 
-  template <int kStrips, class Work>
-  void score_strips(BlockUnit& unit, const bfloat16* queries, float* scores, Work& work) {
+  template <int kStrips>
+  void score_strips(BlockUnit& unit, const bfloat16* queries, float* scores,
+                    const ScoreWork& work) {
     constexpr Index kRow = kStrips * kTileSide, kTile = ValuePacking::kTile;
     const KeySpan& span = span_of(unit.span);
     const Index steps = spans_.depth() / kTileDepth;
     // Half of a long reduction at a time: the queries of that stay in the first cache.
     const Index part = steps > 10 ? (steps + 1) / 2 : steps;
     Peaks<kStrips> peaks(unit);
-    BesideScores<kStrips, Work> beside = {peaks, work, ahead_};
+    BesideScores<kStrips> beside = {peaks, work, ahead_};
     Grids<2, kStrips> grids(memory_.spare, kRow, kTileSide * kRow, kTileSide);
     for (Index s = 0; s < steps; s += part)
       for (Index k = 0; k < unit.keys; k += kTileDepth) {

@@ -227,23 +227,11 @@ class QueryBlocks {
     }
     for (Index strip = 0; strip < block.strips(); ++strip) {
       const Index rows = block.rows - strip * kTileSide;
-      pack_queries({queries_.data + (first + strip * kTileSide) * queries_.stride,
+      pack_columns({queries_.data + (first + strip * kTileSide) * queries_.stride,
                     rows < kTileSide ? rows : kTileSide, sizes.width, queries_.stride},
-                   block.queries + strip * kTileSide * sizes.depth());
+                   block.queries + strip * kTileSide * sizes.depth(), kTileSide, scale_);
     }
     if (!block.empty) load_results(block);
-  }
-
-  // Up to 16 rows as the columns of B tiles.
-  void pack_queries(MatrixView<const float> rows, bfloat16* tiles) const {
-    for (Index i = 0; i < rows.cols; i += kTileDepth, tiles += kTileSide * kTileDepth) {
-      __m512i v[kTileSide];
-      MLA_UNROLL (r, kTileSide)
-        v[r] = r < rows.rows ? load_rounded(rows.row(r), i, rows.cols, set1(scale_))
-                             : _mm512_setzero_si512();
-      transpose(v);
-      MLA_UNROLL (pair, kTileSide) _mm512_storeu_si512(tiles + pair * kTileDepth, v[pair]);
-    }
   }
 
   void load_results(const BlockContext& block) const {

@@ -69,9 +69,10 @@ MLA_INLINE void score_keys(const float* packed, const FloatTile& tile, Index k, 
       }
     }
   };
-  accumulate(packed, tile.key + k * tile.stride, tile.key_width);
-  accumulate(packed + tile.key_width * kVectors * kLanes, tile.tail + k * tile.stride,
-             tile.tail_width);
+  for (const bool tail : {false, true})
+    accumulate(packed + (tail ? tile.key_width * kVectors * kLanes : 0),
+               (tail ? tile.tail : tile.key) + k * tile.stride,
+               tail ? tile.tail_width : tile.key_width);
   MLA_UNROLL (j, kKeys)
     MLA_UNROLL (v, kVectors) store(scores[k + j] + v * kLanes, acc[j][v]);
 }
@@ -159,11 +160,11 @@ inline void attend_block(const QueryRows& queries, const QueryBlock& block, cons
   alignas(64) float scores[kTileKeys][kBlockRows];
   alignas(64) float factor[kBlockRows];
   if (block.lanes == kLanes)
-    for_tiles<kScoreKeysOfFew>(most, [&](auto count, Index k) {
+    for_overlapping_tiles<kScoreKeysOfFew, 4>(most, [&](auto count, Index k) {
       score_keys<1, count.value>(block.packed, tile, k, ahead, scores);
     });
   else
-    for_tiles_or_ones<kScoreKeys>(most, [&](auto count, Index k) {
+    for_overlapping_tiles<kScoreKeys, 1>(most, [&](auto count, Index k) {
       score_keys<2, count.value>(block.packed, tile, k, ahead, scores);
     });
   softmax_block(scores, most, visible, scale, block, factor);

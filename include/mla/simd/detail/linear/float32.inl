@@ -356,7 +356,7 @@ template <class T>
 void transposed_block(MatrixView<const float> x, MatrixView<const T> weight, bool add,
                       MatrixView<float> out) noexcept {
   for_column_vectors<kColTile>(weight.cols, [&](auto cols, Index c, const auto& vector) {
-    for_tiles<kRowTile>(x.rows, [&](auto rows, Index t) {
+    for_tiles<cols.value == 1 ? 1 : kRowTile>(x.rows, [&](auto rows, Index t) {
       F32 acc[rows.value][cols.value] = {};
       if (add)
         MLA_UNROLL (r, rows.value)

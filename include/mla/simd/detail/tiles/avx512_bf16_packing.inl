@@ -60,14 +60,14 @@ MLA_INLINE void transpose(__m512i (&v)[kTileSide]) {
   }
 }
 
-// Up to 16 rows as the columns of B tiles, which are `columns` >= x.rows wide.
+// Up to 16 rows, times `scale`, as the columns of B tiles, which are `columns` >= x.rows wide.
 [[gnu::noinline]] inline void pack_columns(MatrixView<const float> x, bfloat16* tiles,
-                                           Index columns = kTileSide) {
+                                           Index columns = kTileSide, float scale = 1.0f) {
   const __mmask16 kept = first_lanes(columns);
   for (Index i = 0; i < x.cols; i += kTileDepth) {
     __m512i v[kTileSide];
-    MLA_UNROLL (r, kTileSide)
-      v[r] = r < x.rows ? load_rounded(x.row(r), i, x.cols) : _mm512_setzero_si512();
+    for (Index r = 0; r < kTileSide; ++r)
+      v[r] = r < x.rows ? load_rounded(x.row(r), i, x.cols, set1(scale)) : _mm512_setzero_si512();
     transpose(v);
     MLA_UNROLL (pair, kTileSide) {
       _mm512_mask_storeu_epi32(tiles, kept, v[pair]);

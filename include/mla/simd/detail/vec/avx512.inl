@@ -135,27 +135,6 @@ MLA_INLINE F32 load_int4(const std::byte* p) {
   return {_mm512_permutexvar_ps(kShift == 0 ? pairs : _mm512_srli_epi32(pairs, kShift), numbers)};
 }
 
-MLA_INLINE void store_codes(std::byte* p, __m512i codes) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
-}
-// Of integers.
-MLA_INLINE void store_int8(std::byte* p, F32 a) { store_codes(p, _mm512_cvtps_epi32(a.v)); }
-// As encode_e4m3() rounds finite numbers.
-MLA_INLINE void store_e4m3(std::byte* p, F32 a) {
-  const __m512i bits = _mm512_castps_si512(a.v);
-  const __m512i sign = _mm512_and_si512(_mm512_srli_epi32(bits, 24), _mm512_set1_epi32(0x80));
-  const __m512i magnitude = _mm512_min_epi32(_mm512_and_si512(bits, _mm512_set1_epi32(0x7fffffff)),
-                                             _mm512_set1_epi32(0x43e00000));
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(magnitude, 20), _mm512_set1_epi32(1));
-  const __m512i nearest = _mm512_srli_epi32(
-      _mm512_add_epi32(magnitude, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7ffff))), 20);
-  const F32 steps = round(F32{_mm512_castsi512_ps(magnitude)} * set1(0x1p9f));
-  const __mmask16 small = _mm512_cmplt_epi32_mask(magnitude, _mm512_set1_epi32(0x3c800000));
-  const __m512i code = _mm512_mask_blend_epi32(
-      small, _mm512_sub_epi32(nearest, _mm512_set1_epi32(120 << 3)), _mm512_cvtps_epi32(steps.v));
-  store_codes(p, _mm512_or_si512(code, sign));
-}
-
 // ---- kLanes numbers of four bits, two in a byte, even ones in its low half, with their scale
 
 // 2 * kLanes of load_e4m3(), which share the work on 16 bits.
