@@ -76,8 +76,8 @@ struct DraftSetting {
   }
 };
 constexpr DraftSetting kDraftSettings[] = {
-    {true, 1, 0},  {true, 2, 0},  {true, 3, 0}, {true, 5, 0}, {true, 17, 0}, {false, 1, 1},
-    {false, 4, 2}, {false, 8, 3}, {true, 1, 2}, {true, 4, 1}, {true, 6, 4},
+    {true, 2, 0},  {true, 3, 0}, {true, 17, 0}, {false, 1, 1},
+    {false, 4, 2}, {true, 1, 2}, {true, 6, 4},
 };
 
 struct DraftedText {
@@ -125,7 +125,7 @@ void expect_that_drafts_change_nothing(const DecoderModel& model, std::span<cons
   const DraftedText expected = write_greedily(model, plain, prompt, options);
   if (model.prediction()) {
     options.speculative = true;
-    write_greedily(model, single, prompt, options);
+    EXPECT_EQ(write_greedily(model, single, prompt, options).tokens, expected.tokens);
   }
   for (const DraftSetting& setting : kDraftSettings) {
     SCOPED_TRACE(::testing::Message() << setting);
@@ -143,10 +143,10 @@ void expect_that_drafts_change_nothing(const DecoderModel& model, std::span<cons
 
 TEST(Drafts, ChangeNoTextOfTheTrainedModels) {
   const Goldens goldens(kModel);
+  std::size_t prompt = 0;
   for (const DecoderModel* model : {&trained_model(), &fp8_model(), &ue8m0_model(), &int4_model()})
-    for (const char* prompt : kPrompts)
-      expect_that_drafts_change_nothing(*model, goldens.prompt(prompt), {.max_tokens = 100},
-                                        CacheFormat::float32);
+    expect_that_drafts_change_nothing(*model, goldens.prompt(kPrompts[prompt++ % 3]),
+                                      {.max_tokens = 64}, CacheFormat::float32);
 }
 
 TEST(Drafts, ChangeNoTextOfAnyFamily) {
@@ -172,13 +172,12 @@ class DraftsWith : public ::testing::TestWithParam<CacheFormat> {};
 
 TEST_P(DraftsWith, LeaveNoTraceInCaches) {
   const Goldens goldens(kModel);
-  for (const AttentionForm mode : {AttentionForm::absorbed, AttentionForm::decompressed})
-    for (const Index max_tokens : {1, 2, 3, 4, 7, 1000}) {
-      SCOPED_TRACE(max_tokens);
-      expect_that_drafts_change_nothing(trained_model(), goldens.prompt("medium"),
-                                        {.max_tokens = max_tokens, .decode_mode = mode},
-                                        GetParam());
-    }
+  for (const Index max_tokens : {1, 2, 3, 7, 1000})
+    expect_that_drafts_change_nothing(trained_model(), goldens.prompt("medium"),
+                                      {.max_tokens = max_tokens}, GetParam());
+  expect_that_drafts_change_nothing(trained_model(), goldens.prompt("medium"),
+                                    {.max_tokens = 30, .decode_mode = AttentionForm::decompressed},
+                                    GetParam());
 }
 INSTANTIATE_TEST_SUITE_P(Cache, DraftsWith,
                          ::testing::Values(CacheFormat::float32, CacheFormat::bfloat16,
@@ -191,7 +190,7 @@ TEST(Drafts, EndAtATokenThatEndsTheTextWhereverItIs) {
   const auto prompt = goldens.prompt("long");
   const auto greedy = goldens.integers("long.greedy");
   const Checkpoint checkpoint(kModel);
-  for (std::size_t i = 0; i < 40; i += 3) {
+  for (std::size_t i = 0; i < 40; i += 7) {
     SCOPED_TRACE(i);
     ModelConfig config = trained_model().config();
     config.eos_token_ids = {greedy[i]};
@@ -293,9 +292,9 @@ TEST(Drafts, OfSeveralTextsAreThoseOfEachAlone) {
 // Also in windows of fewer tokens than there are drafts.
 TEST(Drafts, ChangeNoTextInAWindow) {
   const Goldens goldens(kModel);
-  const auto prompt = goldens.prompt("long");
+  const auto prompt = goldens.prompt("medium");
   for (const SlidingWindow& window : {SlidingWindow{4, 60}, {2, 5}, {0, 1}}) {
-    GenerationOptions options = {.max_tokens = 300, .window = window, .chunk_tokens = 33};
+    GenerationOptions options = {.max_tokens = 120, .window = window, .chunk_tokens = 33};
     DecoderState plain(trained_model().config(), CacheFormat::bfloat16);
     const DraftedText expected = write_greedily(trained_model(), plain, prompt, options);
     for (const DraftSetting& setting : kDraftSettings) {
@@ -314,7 +313,7 @@ TEST(Drafts, ChangeNoTextInAWindow) {
         EXPECT_LT(prediction.position(prediction.size() - 1), state.size());
       }
       if (window.rows == 60) {
-        EXPECT_GT(actual.result.accepted_tokens, 40);
+        EXPECT_GT(actual.result.accepted_tokens, 10);
       }
     }
   }
