@@ -326,7 +326,7 @@ TEST_P(IndexedAttention, OfAnotherLayerIsAttentionToItsRows) {
                            &selection);
     });
     EXPECT_NE(early.find("must come before it"), std::string::npos) << early;
-    shared_cache.clear();
+    EXPECT_EQ(shared_cache.size(), 0);
     layer.layer.forward(plan, caches, view_of(x), mutable_view_of(out), context, {}, &selection);
     shared.layer.forward(plan, shared_caches, view_of(x), mutable_view_of(out), context, {},
                          &selection);

@@ -172,7 +172,7 @@ TEST(SparseDecoder, TakesTheLayersWithAnIndexerFromAListAPatternOrAFrequency) {
       letters += type == IndexerType::full ? 'F' : 'S';
     return letters;
   };
-  EXPECT_EQ(types({}), "FFFFFF");
+  EXPECT_EQ(types(nlohmann::json::object()), "FFFFFF");
   EXPECT_EQ(types({{"index_topk_freq", 3}}), "FFSSFS");  // the offset is 2
   EXPECT_EQ(types({{"index_topk_freq", 4}, {"index_skip_topk_offset", 3}}), "FFFSSS");
   EXPECT_EQ(types({{"index_topk_pattern", "FSSFSF"}}), "FSSFSF");

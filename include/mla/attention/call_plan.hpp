@@ -175,7 +175,8 @@ class CallPlan {
       require_cache(config, *cache, " of sequence ", s);
       check_mode(batch[s].mode, options);
       check_window(batch[s].window, options);
-      require(!cache->index_keys() || (!batch[s].window && !options.window), "sequence ", s,
+      const bool indexed = cache->index_keys() || config.indexer;
+      require(!indexed || (!batch[s].window && !options.window), "sequence ", s,
               " has index keys, which no window slides over");
       for (std::size_t other = 0; other < s; ++other)
         require(batch[other].cache != cache, "sequences ", other, " and ", s,

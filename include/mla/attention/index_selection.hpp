@@ -36,20 +36,19 @@ class TopRows {
     const std::uint32_t* candidates = keys;
     Index of = n, wanted = count;
     std::uint32_t limit = 0;
-    for (int shift = 32 - kBits; wanted > 0; shift = std::max(0, shift - kBits)) {
-      const int bits = shift == 0 ? 32 % kBits == 0 ? kBits : 32 % kBits : kBits;
-      const std::uint32_t digit =
-          digit_of_last({candidates, static_cast<std::size_t>(of)}, shift, bits, wanted, histogram);
+    for (const int shift : {21, 10, 0}) {
+      const std::span some(candidates, static_cast<std::size_t>(of));
+      const int bits = shift == 0 ? 10 : kBits;
+      const std::uint32_t digit = digit_of_last(some, shift, bits, wanted, histogram);
       limit |= digit << shift;
-      if (shift == 0) break;
-      of = keep_with(digit, {candidates, static_cast<std::size_t>(of)}, shift, bits, left);
+      of = keep_with(digit, some, shift, bits, left);
       candidates = left;
     }
     emit({keys, static_cast<std::size_t>(n)}, limit, wanted, count, rows);
   }
 
  private:
-  static constexpr int kBits = 11;  // of a digit; the last one has what is left of 32
+  static constexpr int kBits = 11;  // of a digit; the last of three has 10
   static constexpr Index kDigits = Index{1} << kBits;
 
   // Rises with the score.
@@ -150,7 +149,7 @@ class IndexSelection {
   Index topk_;
   std::span<const CallPlan::Share> shares_;
   std::span<const Index>* lists_;  // [tokens], empty: all rows up to the token's own
-  Index* rows_;                    // [lists, topk]
+  Index* rows_ = nullptr;          // [lists, topk]
   bool any_ = false;
   bool selected_ = false;
 };

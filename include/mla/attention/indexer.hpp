@@ -173,7 +173,7 @@ class Indexer {
     const PagedRows& keys;
     const simd::IndexKernels& kernels;
     MatrixView<const float> queries;  // [tokens of the call, heads * dim]
-    Index heads;
+    Index heads = 0;
     MatrixView<float> packed;   // [tokens at a time, packed_floats]
     MatrixView<float> scores;   // [tokens at a time, rows of the cache]
     MatrixView<float> scratch;  // [workers, ...]

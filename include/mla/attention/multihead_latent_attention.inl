@@ -115,9 +115,9 @@ MLA_BODY void MultiheadLatentAttention::forward(const CallPlan& plan,
   Workspace& workspace = context.workspace();
   const Workspace::Scope scope(workspace);
   const Index tokens = plan.tokens(), heads = config_.num_attention_heads;
-  append(plan, caches, x, context);
   std::optional<IndexSelection> own;
   selection = selection_of(plan, selection, own, context);
+  append(plan, caches, x, context);
   const auto queries = workspace.take_matrix<float>(tokens, heads * config_.qk_head_dim());
   {
     const Workspace::Scope queries_scope(workspace);

@@ -86,7 +86,8 @@ class DecoderState {
   }
 
   /// The same with other rows in each layer: rows[layer]. As many in each, and not the last token,
-  /// so that the layers go on alike; multi-token prediction forgets what the last layer does.
+  /// so that the layers go on alike; multi-token prediction forgets what the last layer does. With
+  /// index keys the rows must be the same ones: layers may share a selection.
   void evict(std::span<const std::vector<Index>> rows) {
     require(std::ssize(rows) == layers(), "rows to evict must be given for ", layers(),
             " layers, got ", rows.size());
