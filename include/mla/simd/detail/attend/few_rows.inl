@@ -25,7 +25,8 @@ MLA_INLINE void score_tile(const float* query, Index query_stride, const KeyTile
 
 // Turns the first `count` >= 1 scores of a row into powers of two below the running maximum, and
 // returns the factor that brings what was summed before to the new maximum.
-MLA_INLINE float softmax_row(float* scores, Index count, float& maximum, float& sum) {
+[[gnu::noinline]] inline float softmax_row(float* scores, Index count, float& maximum,
+                                           float& sum) noexcept {
   float peak = maximum;
   for (Index k = 0; k < count; ++k) peak = scores[k] > peak ? scores[k] : peak;
   F32 total = zero();
