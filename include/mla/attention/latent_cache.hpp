@@ -41,8 +41,9 @@ struct IndexKeyFormat {
 class LatentCache {
  public:
   /// Throws std::invalid_argument where `config` or a format does not fit.
-  explicit LatentCache(const AttentionConfig& config, CacheFormat format = CacheFormat::float32,
-                       const IndexKeyFormat& index_keys = {})
+  [[gnu::cold]] explicit LatentCache(const AttentionConfig& config,
+                                     CacheFormat format = CacheFormat::float32,
+                                     const IndexKeyFormat& index_keys = {})
       : rotary_(validated(config).rotary()),
         rows_(row_layout(format, config.kv_lora_rank, config.rope_key_width()),
               PagedRows::Positions::with) {

@@ -129,8 +129,8 @@ class RotaryEmbedding {
   RotaryEmbedding() = default;
 
   /// Throws std::invalid_argument where `scaling` does not fit.
-  RotaryEmbedding(Index dim, double theta, const RopeScaling& scaling,
-                  Index max_position_embeddings = 0, Index sequence_length = 0)
+  [[gnu::cold]] RotaryEmbedding(Index dim, double theta, const RopeScaling& scaling,
+                                Index max_position_embeddings = 0, Index sequence_length = 0)
       : inv_freq_(rope_inv_freq(dim, theta, validated(scaling), max_position_embeddings,
                                 sequence_length)),
         cos_sin_scale_(rope_cos_sin_scale(scaling)),

@@ -7,7 +7,7 @@
 template <int kRows, class T>
 MLA_INLINE void score_tile(const float* query, Index query_stride, const KeyTile<T>& tile,
                            Index count, float scale, float (*scores)[kTileKeys]) {
-  for_tiles_or_ones<kColTile>(count, [&](auto cols, Index k) {
+  for_overlapping_tiles<kColTile, 1>(count, [&](auto cols, Index k) {
     F32 acc[kRows][cols.value] = {};
     for (const bool tail : {false, true})
       dot_tile(query + (tail ? tile.key_width : 0), query_stride,
