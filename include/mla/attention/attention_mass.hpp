@@ -34,9 +34,10 @@ class AttentionMass {
   ///   log_sum_exp    [tokens, heads]                  as attention gives it
   /// Where memory runs out, nothing is counted. Throws std::invalid_argument for tokens that see
   /// selected rows, a layer with a rotary key for each head, and shapes that do not fit.
-  void add(const AttentionConfig& config, double softmax_scale, const RotaryEmbedding& rotary,
-           const CachedTokens& tokens, MatrixView<const float> latent_queries,
-           MatrixView<const float> log_sum_exp, Context& context) {
+  [[gnu::cold]] void add(const AttentionConfig& config, double softmax_scale,
+                         const RotaryEmbedding& rotary, const CachedTokens& tokens,
+                         MatrixView<const float> latent_queries,
+                         MatrixView<const float> log_sum_exp, Context& context) {
     const Index heads = config.num_attention_heads;
     require(!config.rope_key_per_head,
             "attention is counted for one rotary key for all heads only");

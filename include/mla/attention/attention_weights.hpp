@@ -59,7 +59,7 @@ struct AttentionWeights {
 
   /// Throws std::invalid_argument naming the tensor that is missing, not used by this
   /// configuration, or of another shape than the configuration says.
-  void validate(const AttentionConfig& config) const {
+  [[gnu::cold]] void validate(const AttentionConfig& config) const {
     const Index heads = config.num_attention_heads;
     const Index hidden = config.hidden_size;
     const Index rank = config.kv_lora_rank;

@@ -20,7 +20,8 @@ class CacheRollback {
       : caches_(caches), sizes_(workspace.take<Index>(std::ssize(caches))) {
     for (std::size_t i = 0; i < caches.size(); ++i) sizes_[i] = caches[i]->size();
   }
-  ~CacheRollback() {  // NOLINT(bugprone-exception-escape): there are never fewer tokens
+  [[gnu::cold]] ~CacheRollback() {  // NOLINT(bugprone-exception-escape): there are never fewer
+                                    // tokens
     if (kept_) return;
     for (std::size_t i = 0; i < caches_.size(); ++i)
       caches_[i]->truncate(std::min(sizes_[i], caches_[i]->size()));

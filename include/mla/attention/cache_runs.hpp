@@ -25,8 +25,8 @@ inline void add_run(const CacheSegment& segment, Index first, Index end,
 }
 
 /// Without rows [first, end); where these are none, one begins at `first`.
-inline std::vector<CacheSegment> runs_without(const CacheSegments& segments, Index first,
-                                              Index end) {
+[[gnu::cold]] inline std::vector<CacheSegment> runs_without(const CacheSegments& segments,
+                                                            Index first, Index end) {
   std::vector<CacheSegment> runs;
   for (const CacheSegment& segment : segments.all()) {
     add_run(segment, segment.first, std::min(segment.end(), first), runs);
@@ -36,8 +36,8 @@ inline std::vector<CacheSegment> runs_without(const CacheSegments& segments, Ind
 }
 
 /// Without some rows, which rise.
-inline std::vector<CacheSegment> runs_without(const CacheSegments& segments,
-                                              std::span<const Index> rows) {
+[[gnu::cold]] inline std::vector<CacheSegment> runs_without(const CacheSegments& segments,
+                                                            std::span<const Index> rows) {
   std::vector<CacheSegment> runs;
   std::size_t next = 0;
   for (const CacheSegment& segment : segments.all()) {
@@ -77,7 +77,7 @@ class Regrouping {
   const CacheSegments& segments() const noexcept { return segments_; }
 
   /// The rows of the runs, from a list that has those of the old segments.
-  PagedRows gathered(const PagedRows& from) const {
+  [[gnu::cold]] PagedRows gathered(const PagedRows& from) const {
     PagedRows to = from.alike();
     for (std::size_t i = 0; i < runs_.size(); ++i)
       if (continues(i))

@@ -164,8 +164,8 @@ class CallPlan {
   }
 
  private:
-  void check_sizes(const AttentionConfig& config, std::span<const Sequence> batch,
-                   const ForwardOptions& options) const {
+  [[gnu::cold]] void check_sizes(const AttentionConfig& config, std::span<const Sequence> batch,
+                                 const ForwardOptions& options) const {
     Index total = 0;
     for (std::size_t s = 0; s < batch.size(); ++s) {
       const LatentCache* cache = batch[s].cache;

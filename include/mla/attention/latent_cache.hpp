@@ -62,8 +62,9 @@ class LatentCache {
  public:
   /// With index keys where the layer has an indexer; `index_keys` chooses another format for them.
   /// Throws std::invalid_argument where `config` or a format does not fit.
-  explicit LatentCache(const AttentionConfig& config, CacheFormat format = CacheFormat::float32,
-                       const IndexKeyFormat& index_keys = {})
+  [[gnu::cold]] explicit LatentCache(const AttentionConfig& config,
+                                     CacheFormat format = CacheFormat::float32,
+                                     const IndexKeyFormat& index_keys = {})
       : rotary_(validated(config).rotary()),
         rows_(row_layout(format, config.kv_lora_rank, config.rope_key_width()),
               PagedRows::Positions::with) {
@@ -182,7 +183,7 @@ class LatentCache {
   /// A cache of the first `tokens` tokens, which goes on as if it had been computed on its own, bit
   /// for bit. Copies no row: both share the pages until one of them writes to the last one. Threads
   /// may fork the same cache. Throws std::invalid_argument if there are fewer tokens.
-  LatentCache fork(Index tokens) const {
+  [[gnu::cold]] LatentCache fork(Index tokens) const {
     require(tokens >= 0 && tokens <= size(), "cannot fork a cache of ", size(), " tokens at ",
             tokens);
     CacheSegments segments = segments_;
@@ -213,7 +214,7 @@ class LatentCache {
   /// Forgets the tokens `rows`, which must rise. The others keep their positions. Rows behind a gap
   /// are copied only where the cache would have more segments than CacheSegments::kMost. Throws
   /// std::invalid_argument for a row that is not there or comes twice, with the cache unchanged.
-  void evict(std::span<const Index> rows) {
+  [[gnu::cold]] void evict(std::span<const Index> rows) {
     Index last = -1;
     for (const Index row : rows) {
       require(row >= 0 && row < size(), "cannot evict row ", row, " of a cache of ", size(),
@@ -228,7 +229,7 @@ class LatentCache {
 
   /// Forgets tokens [first, + count). From the front of a segment it allocates nothing, and memory
   /// that becomes free takes the rows that are appended next.
-  void evict(Index first, Index count) {
+  [[gnu::cold]] void evict(Index first, Index count) {
     require(first >= 0 && count >= 0 && count <= size() - first, "cannot evict rows ", first,
             " to ", first + count, " of a cache of ", size(), " tokens");
     if (count == 0) return;
@@ -249,7 +250,7 @@ class LatentCache {
   /// positions would be negative, not rise any more or be above kMaxPosition, where there would be
   /// more segments than CacheSegments::kMost (see rebase()), and for a cache with index keys, whose
   /// rotation it does not know.
-  void shift(Index first, Index delta) {
+  [[gnu::cold]] void shift(Index first, Index delta) {
     require(first >= 0 && first < size(), "cannot shift a cache of ", size(), " tokens from row ",
             first, " on");
     require(delta >= -kMaxPosition && delta <= kMaxPosition, "cannot shift by ", delta,
@@ -289,7 +290,7 @@ class LatentCache {
 
   /// Forgets tokens [first, + count) and moves those behind them by -`closer` positions, which must
   /// be no more than that gap allows. Throws as evict() and shift(), with the cache unchanged.
-  void close_up(Index first, Index count, Index closer) {
+  [[gnu::cold]] void close_up(Index first, Index count, Index closer) {
     require(!index_keys_, "cannot shift a cache with index keys: they are rotated, too");
     require(first >= 0 && count >= 0 && count <= size() - first, "cannot evict rows ", first,
             " to ", first + count, " of a cache of ", size(), " tokens");
@@ -404,7 +405,7 @@ class LatentCache {
   }
 
   // Keeps the rows of `runs`, which are parts of the segments, and no others.
-  void keep(std::span<const CacheSegment> runs) {
+  [[gnu::cold]] void keep(std::span<const CacheSegment> runs) {
     if (runs.empty()) return clear();
     const detail::Regrouping groups(segments_, runs);
     PagedRows rows = groups.gathered(rows_);

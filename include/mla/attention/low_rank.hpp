@@ -22,7 +22,7 @@ namespace mla {
 class LowRankQuery {
  public:
   LowRankQuery() = default;
-  LowRankQuery(const AttentionConfig& config, const AttentionWeights& weights)
+  [[gnu::cold]] LowRankQuery(const AttentionConfig& config, const AttentionWeights& weights)
       : config_(config),
         compress_(weights.q_a_proj, weights.q_a_proj_bias),
         expand_(config.q_lora_rank > 0 ? weights.q_b_proj : weights.q_proj),

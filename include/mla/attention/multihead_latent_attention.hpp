@@ -37,7 +37,8 @@ class MultiheadLatentAttention {
  public:
   /// `weights` are views that must outlive the layer; only norms and biases are converted and kept.
   /// Throws std::invalid_argument naming the field or tensor that does not fit.
-  MultiheadLatentAttention(const AttentionConfig& config, const AttentionWeights& weights);
+  [[gnu::cold]] MultiheadLatentAttention(const AttentionConfig& config,
+                                         const AttentionWeights& weights);
 
   const AttentionConfig& config() const noexcept { return config_; }
   /// Factor on query . key before the softmax.

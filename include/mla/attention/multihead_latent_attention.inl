@@ -25,8 +25,8 @@ inline std::span<LatentCache* const> caches_of(std::span<const Sequence> batch,
 
 // The call is done: keeps what it appended, less what windows hide from here on. All caches or
 // none, if memory runs out.
-inline void slide(const CallPlan& plan, std::span<LatentCache* const> caches,
-                  CacheRollback<LatentCache>& rollback) {
+[[gnu::cold]] inline void slide(const CallPlan& plan, std::span<LatentCache* const> caches,
+                                CacheRollback<LatentCache>& rollback) {
   std::vector<std::pair<LatentCache*, LatentCache>> slid;
   for (std::size_t s = 0; s < caches.size(); ++s) {
     const CallPlan::Share& share = plan.shares()[s];

@@ -113,7 +113,7 @@ class PagedRows {
 
   /// Makes room for `rows` rows in all that nobody else has. What was there is unchanged, also when
   /// memory runs out. Throws std::invalid_argument for a number that cannot be.
-  void reserve(Index rows) {
+  [[gnu::cold]] void reserve(Index rows) {
     require(rows >= 0 && rows <= kMaxRows, "cannot make room for ", rows, " cache rows");
     const std::size_t pages = pages_for(rows);
     if (pages > pages_.capacity()) {
@@ -149,7 +149,7 @@ class PagedRows {
   PagedRows alike() const { return PagedRows(*this, nullptr); }
 
   /// A list of the first `rows` rows, which copies none of them: pages are shared.
-  PagedRows fork(Index rows) const {
+  [[gnu::cold]] PagedRows fork(Index rows) const {
     PagedRows list = alike();
     const std::size_t pages = pages_for(rows);
     list.pages_.reserve(pages);
@@ -180,7 +180,7 @@ class PagedRows {
 
   /// Takes pages [first, + count) out, and with them kPageRows rows each. Those that nobody else
   /// has stay at the end, as room for more.
-  void erase_pages(Index first, Index count) noexcept {
+  [[gnu::cold]] void erase_pages(Index first, Index count) noexcept {
     size_ -= count * kPageRows;
     for (Index i = 0; i < count; ++i) {
       const auto page = static_cast<std::size_t>(first);

@@ -40,7 +40,8 @@ class TurnedQueries {
     });
   }
   /// Throws std::invalid_argument if they are needed and there is no rotary embedding.
-  static void require_rotary(std::span<const CachedTokens> batch, const RotaryEmbedding* rotary) {
+  [[gnu::cold]] static void require_rotary(std::span<const CachedTokens> batch,
+                                           const RotaryEmbedding* rotary) {
     require(rotary != nullptr || !needed(batch),
             "attention over a cache with segments or through a window needs the rotary embedding");
   }

@@ -89,7 +89,7 @@ struct RopeScaling {
   }
 
   /// Throws std::invalid_argument naming the field.
-  void validate() const {
+  [[gnu::cold]] void validate() const {
     require(!name_of(type).empty(), "rope_scaling.type must be a RopeScalingType, got ",
             static_cast<int>(type));
     if (type == RopeScalingType::none) return;
@@ -209,7 +209,7 @@ struct AttentionConfig {
   }
 
   /// Throws std::invalid_argument naming the first field that does not fit.
-  void validate() const {
+  [[gnu::cold]] void validate() const {
     positive("hidden_size", hidden_size);
     positive("num_attention_heads", num_attention_heads);
     require(q_lora_rank >= 0 && q_lora_rank <= kMaxDim,
@@ -316,11 +316,11 @@ struct AttentionConfig {
 namespace detail {
 
 /// As short as it can be without loss.
-inline std::string shortest_text(double value) {
+[[gnu::cold]] inline std::string shortest_text(double value) {
   char text[32];
   return {text, std::to_chars(text, std::end(text), value).ptr};
 }
-inline std::string shortest_text(const std::vector<double>& values) {
+[[gnu::cold]] inline std::string shortest_text(const std::vector<double>& values) {
   std::string text;
   for (const double value : values) text += (text.empty() ? "" : " ") + shortest_text(value);
   return text;
@@ -329,7 +329,7 @@ inline std::string shortest_text(const std::vector<double>& values) {
 }  // namespace detail
 
 template <class Visit>
-void RotarySettings::for_each_field(const Visit& visit) const {
+[[gnu::cold]] void RotarySettings::for_each_field(const Visit& visit) const {
   const auto number = [&](const char* name, double value) {
     visit(name, detail::shortest_text(value));
   };

@@ -200,7 +200,7 @@ struct QuantisedRows {
     return Scale(finite || Codes::kHasNaN ? Codes::scale_of(largest)
                                           : std::numeric_limits<float>::quiet_NaN());
   }
-  static Scale encode_group(const float* x, Index count, std::byte* codes) noexcept {
+  [[gnu::cold]] static Scale encode_group(const float* x, Index count, std::byte* codes) noexcept {
     const Scale scale = scale_of(x, count);
     Codes::encode(x, count, static_cast<float>(scale), codes);
     return scale;
@@ -212,7 +212,8 @@ struct QuantisedRows {
       return Rope(x);
   }
 
-  static void encode(const RowLayout& layout, const float* row, std::byte* bytes) noexcept {
+  [[gnu::cold]] static void encode(const RowLayout& layout, const float* row,
+                                   std::byte* bytes) noexcept {
     clear_gaps(layout, bytes);
     for (Index g = 0, first = 0; first < layout.latent_width; ++g, first += Codes::kGroup)
       scales(layout, bytes)[g] =

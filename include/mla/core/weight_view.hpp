@@ -237,6 +237,8 @@ struct WeightView {
 
 namespace detail {
 
+// The definitions: kernels make the same numbers faster, all but a few.
+
 template <StorageElement T>
 void widen_elements(const WeightView& block, MatrixView<float> out) noexcept {
   const MatrixView<const T> from = block.as<T>();
@@ -258,7 +260,7 @@ void widen_scaled(const WeightView& block, MatrixView<float> out, const Code& co
     }
 }
 
-inline void widen_fp8_e4m3(const WeightView& block, MatrixView<float> out) noexcept {
+[[gnu::cold]] inline void widen_fp8_e4m3(const WeightView& block, MatrixView<float> out) noexcept {
   static constexpr auto kDecoded = [] {
     std::array<float, 256> table{};
     for (unsigned code = 0; code < 256; ++code)
@@ -270,19 +272,19 @@ inline void widen_fp8_e4m3(const WeightView& block, MatrixView<float> out) noexc
   });
 }
 
-inline void widen_int8(const WeightView& block, MatrixView<float> out) noexcept {
+[[gnu::cold]] inline void widen_int8(const WeightView& block, MatrixView<float> out) noexcept {
   widen_scaled(block, out, [&](Index r, Index c, int) {
     return static_cast<float>(std::to_integer<std::int8_t>(*block.byte_of(r, c)));
   });
 }
 
-inline void widen_int4(const WeightView& block, MatrixView<float> out) noexcept {
+[[gnu::cold]] inline void widen_int4(const WeightView& block, MatrixView<float> out) noexcept {
   widen_scaled(block, out, [&](Index r, Index c, int zero_point) {
     return static_cast<float>(static_cast<int>(block.half_byte_of(r, c)) - zero_point);
   });
 }
 
-inline void widen_fp4_e2m1(const WeightView& block, MatrixView<float> out) noexcept {
+[[gnu::cold]] inline void widen_fp4_e2m1(const WeightView& block, MatrixView<float> out) noexcept {
   widen_scaled(block, out, [&](Index r, Index c, int) {
     return decode_e2m1(static_cast<std::uint8_t>(block.half_byte_of(r, c)));
   });

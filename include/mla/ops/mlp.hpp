@@ -22,7 +22,7 @@ struct MlpWeights {
   explicit operator bool() const noexcept { return bool(up_proj); }
 
   /// Throws std::invalid_argument naming the tensor that is missing, not used, or of another shape.
-  void validate(Index hidden_size, Index intermediate_size, bool gated = true) const {
+  [[gnu::cold]] void validate(Index hidden_size, Index intermediate_size, bool gated = true) const {
     if (gated) require_shape("gate_proj", gate_proj, intermediate_size, hidden_size);
     require(gated || !gate_proj, "tensor gate_proj is set, but this MLP has no gate");
     require_shape("up_proj", up_proj, intermediate_size, hidden_size);

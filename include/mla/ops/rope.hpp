@@ -56,8 +56,8 @@ inline double yarn_correction_dim(double rotations, Index dim, double theta, Ind
 }
 
 // Interpolates between inv_freq (fast pairs) and inv_freq / factor (slow pairs) along a ramp.
-inline void apply_yarn(std::vector<double>& inv_freq, Index dim, double theta,
-                       const RopeScaling& scaling) {
+[[gnu::cold]] inline void apply_yarn(std::vector<double>& inv_freq, Index dim, double theta,
+                                     const RopeScaling& scaling) {
   const Index length = scaling.original_max_position_embeddings;
   const double low =
       std::max(0.0, std::floor(yarn_correction_dim(scaling.beta_fast, dim, theta, length)));
@@ -74,9 +74,10 @@ inline void apply_yarn(std::vector<double>& inv_freq, Index dim, double theta,
 
 /// Angle a position of each of the dim/2 rotary pairs. `max_position_embeddings` and
 /// `sequence_length` matter to RopeScalingType::dynamic only.
-inline std::vector<double> rope_inv_freq(Index dim, double theta, const RopeScaling& scaling,
-                                         Index max_position_embeddings = 0,
-                                         Index sequence_length = 0) {
+[[gnu::cold]] inline std::vector<double> rope_inv_freq(Index dim, double theta,
+                                                       const RopeScaling& scaling,
+                                                       Index max_position_embeddings = 0,
+                                                       Index sequence_length = 0) {
   constexpr Index kMaxDim = Index{1} << 24;
   require(dim > 0 && dim <= kMaxDim && dim % 2 == 0,
           "rotary dimension must be even and between 2 and ", kMaxDim, ", got ", dim);
@@ -128,8 +129,8 @@ class RotaryEmbedding {
   RotaryEmbedding() = default;
 
   /// Throws std::invalid_argument where `scaling` does not fit.
-  RotaryEmbedding(Index dim, double theta, const RopeScaling& scaling,
-                  Index max_position_embeddings = 0, Index sequence_length = 0)
+  [[gnu::cold]] RotaryEmbedding(Index dim, double theta, const RopeScaling& scaling,
+                                Index max_position_embeddings = 0, Index sequence_length = 0)
       : inv_freq_(rope_inv_freq(dim, theta, validated(scaling), max_position_embeddings,
                                 sequence_length)),
         cos_sin_scale_(rope_cos_sin_scale(scaling)),

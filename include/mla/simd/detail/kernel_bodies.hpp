@@ -35,10 +35,16 @@
 #pragma GCC diagnostic ignored "-Wsign-conversion"
 #endif
 
-MLA_UNCONTRACTED_BEGIN
+MLA_KERNELS_BEGIN
 namespace mla::simd {
 inline namespace MLA_SIMD_BASELINE {
 
+// Machines that have nothing better are rare.
+#if defined(__GNUC__) && !defined(__clang__) && (defined(__x86_64__) || defined(__aarch64__))
+#pragma GCC push_options
+#pragma GCC optimize("O1")
+#define MLA_SCALAR_IS_RARE
+#endif
 namespace scalar {
 inline constexpr Isa kIsa = Isa::scalar;
 #include "mla/simd/detail/vec/scalar.inl"
@@ -46,6 +52,9 @@ inline constexpr Isa kIsa = Isa::scalar;
 #include "mla/simd/detail/kernels.inl"
 inline constexpr Kernels kKernels = kernels_by_definition();
 }  // namespace scalar
+#if defined(MLA_SCALAR_IS_RARE)
+#pragma GCC pop_options
+#endif
 
 #if defined(__x86_64__)
 
@@ -158,7 +167,7 @@ MLA_REGION_END
 
 }  // namespace MLA_SIMD_BASELINE
 }  // namespace mla::simd
-MLA_UNCONTRACTED_END
+MLA_KERNELS_END
 
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic pop

@@ -24,13 +24,18 @@
 
 // Between these no compiler may turn a product and a sum into one operation that rounds once: what
 // is rounded is then the same on every processor, in every loop that a compiler makes of a text.
+// Kernels are written in vectors and unrolled: passes of g++ that look there for vectors and for
+// what is computed twice find next to nothing, and take an eighth of the time.
 #if defined(__clang__)
-#define MLA_UNCONTRACTED_BEGIN _Pragma("float_control(push)") _Pragma("clang fp contract(off)")
-#define MLA_UNCONTRACTED_END _Pragma("float_control(pop)")
+#define MLA_KERNELS_BEGIN _Pragma("float_control(push)") _Pragma("clang fp contract(off)")
+#define MLA_KERNELS_END _Pragma("float_control(pop)")
 #else
-#define MLA_UNCONTRACTED_BEGIN \
-  _Pragma("GCC push_options") _Pragma("GCC optimize(\"fp-contract=off\")")
-#define MLA_UNCONTRACTED_END _Pragma("GCC pop_options")
+#define MLA_KERNELS_BEGIN                                                               \
+  _Pragma("GCC push_options") _Pragma("GCC optimize(\"fp-contract=off\")")              \
+      _Pragma("GCC optimize(\"no-tree-slp-vectorize,no-tree-loop-vectorize\")")         \
+          _Pragma("GCC optimize(\"no-tree-pre,no-gcse,no-code-hoisting,no-tree-vrp\")") \
+              _Pragma("GCC optimize(\"no-thread-jumps\")")
+#define MLA_KERNELS_END _Pragma("GCC pop_options")
 #endif
 
 // for (int i = 0; i < count; ++i), unrolled: otherwise g++ -O2 keeps an array of accumulators that

@@ -255,7 +255,7 @@ class AmxAttend {
 
   // Where a value is infinite or NaN and some row must not see it: 0 times it would be NaN. Rows
   // that see the same keys are computed with these alone, the others of a tile being 0.
-  void guarded_add(const BlockUnit& unit, const BlockContext& block, Index number) {
+  [[gnu::cold]] void guarded_add(const BlockUnit& unit, const BlockContext& block, Index number) {
     const KeySpan& span = span_of(unit.span);
     float* const results = memory_.guarded[0];
     float* const some_rows = memory_.guarded[1];

@@ -215,8 +215,9 @@ MLA_INLINE void for_result_vectors(float* results, Index r, const Bf16Attend& ca
 
 // What value_products() must not do where a value is infinite or NaN and some row may not see it: 0
 // times it would be NaN. Rows that see the same keys are computed with the other keys' values 0.
-inline void guarded_value_products(const SpanPacking& packing, Index first, Index count,
-                                   const Index* seen, const Bf16Block& block, KeysAhead& ahead) {
+[[gnu::cold]] inline void guarded_value_products(const SpanPacking& packing, Index first,
+                                                 Index count, const Index* seen,
+                                                 const Bf16Block& block, KeysAhead& ahead) {
   const Bf16Attend& call = packing.call;
   const Index floats = Bf16Attend::results_of(packing.keys.value_width);
   for (Index r = 0, end; r < block.rows; r = end) {

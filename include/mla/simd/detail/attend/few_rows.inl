@@ -7,7 +7,7 @@
 template <int kRows, class T>
 MLA_INLINE void score_tile(const float* query, Index query_stride, const KeyTile<T>& tile,
                            Index count, float scale, float (*scores)[kTileKeys]) {
-  for_tiles_or_ones<kColTile>(count, [&](auto cols, Index k) {
+  for_overlapping_tiles<kColTile, 1>(count, [&](auto cols, Index k) {
     F32 acc[kRows][cols.value] = {};
     for (const bool tail : {false, true})
       dot_tile(query + (tail ? tile.key_width : 0), query_stride,
@@ -25,7 +25,8 @@ MLA_INLINE void score_tile(const float* query, Index query_stride, const KeyTile
 
 // Turns the first `count` >= 1 scores of a row into powers of two below the running maximum, and
 // returns the factor that brings what was summed before to the new maximum.
-MLA_INLINE float softmax_row(float* scores, Index count, float& maximum, float& sum) {
+[[gnu::noinline]] inline float softmax_row(float* scores, Index count, float& maximum,
+                                           float& sum) noexcept {
   float peak = maximum;
   for (Index k = 0; k < count; ++k) peak = scores[k] > peak ? scores[k] : peak;
   F32 total = zero();

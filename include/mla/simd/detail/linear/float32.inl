@@ -66,6 +66,16 @@ MLA_INLINE void add_lanes(const F32 (&acc)[kRows][kCols], float* out, Index out_
   }
 }
 
+// out[t][o] = or += the product of a tile of tokens and output features over a block of inputs. Not
+// inlined: all products share these.
+template <int kTokens, int kFeatures, class T>
+[[gnu::noinline]] void product_tile(const float* x, Index x_stride, const T* weight, Index stride,
+                                    Index inputs, bool add, float* out, Index out_stride) noexcept {
+  F32 acc[kTokens][kFeatures] = {};
+  dot_tile(x, x_stride, weight, stride, inputs, acc);
+  add_lanes(acc, out, out_stride, add);
+}
+
 // A product in blocks that fit the caches of the machine that it was measured on, which had 48 KB
 // and 2 MB. An output is the sum of its blocks of kInputs, each with kLanes partial sums, one after
 // the other; that does not depend on the tokens of a block.
@@ -153,9 +163,8 @@ inline void multiply_blocks(MatrixView<const float> x, MatrixView<const float> w
       ahead.step();
       for_tiles<tokens_by<cols.value>(rows.value)>(rows.value, [&](auto tokens, Index token) {
         const Index t = first + token;
-        F32 acc[tokens.value][cols.value] = {};
-        dot_tile(x.row(t), x.stride, weight.row(o), weight.stride, x.cols, acc);
-        add_lanes(acc, out.row(t) + o, out.stride, add);
+        product_tile<tokens.value, cols.value>(x.row(t), x.stride, weight.row(o), weight.stride,
+                                               x.cols, add, out.row(t) + o, out.stride);
       });
     });
   });
@@ -205,9 +214,9 @@ void linear_in_place(MatrixView<const float> x, const WeightView& view,
         rows.ask_for_next();
       }
       for_tiles<tokens_by<cols.value>(kTokensInPlace)>(x.rows, [&](auto tokens, Index t) {
-        F32 acc[tokens.value][cols.value] = {};
-        dot_tile(x.row(t) + i, x.stride, weight.row(o) + i, weight.stride, inputs, acc);
-        add_lanes(acc, out.row(t) + o, out.stride, i > 0);
+        product_tile<tokens.value, cols.value>(x.row(t) + i, x.stride, weight.row(o) + i,
+                                               weight.stride, inputs, i > 0, out.row(t) + o,
+                                               out.stride);
       });
     });
   });
@@ -227,9 +236,8 @@ inline void linear_few(MatrixView<const float> x, const WeightView& weight, Wide
       if (widen) weights.ask_for_next();  // float32 comes fast enough by itself
       const auto rows = widen ? copy_block(block, widen, memory) : block.as<float>();
       for_tiles<tokens_by<cols.value>(kTokenTile)>(x.rows, [&](auto tokens, Index t) {
-        F32 acc[tokens.value][cols.value] = {};
-        dot_tile(x.row(t) + i, x.stride, rows.data, rows.stride, inputs, acc);
-        add_lanes(acc, out.row(t) + o, out.stride, i > 0);
+        product_tile<tokens.value, cols.value>(x.row(t) + i, x.stride, rows.data, rows.stride,
+                                               inputs, i > 0, out.row(t) + o, out.stride);
       });
     });
   });
