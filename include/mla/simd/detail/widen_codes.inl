@@ -27,8 +27,11 @@ MLA_INLINE void put_group(const std::byte* codes, Index count, float scale, cons
       put(i, load_int8(codes + i) * factor, load_int8(codes + i + kLanes) * factor);
   } else if (!(__builtin_fabsf(scale) >= 0x1p119f)) {  // then 2^8 times as much is a number
     const F32 lifted = set1(scale * 0x1p8f);
-    for (; i + kPair <= count; i += kPair)
-      put(i, load_e4m3(codes + i) * lifted, load_e4m3(codes + i + kLanes) * lifted);
+    for (; i + kPair <= count; i += kPair) {
+      F32 v[2];
+      load_e4m3(codes + i, v);
+      put(i, v[0] * lifted, v[1] * lifted);
+    }
   }
   for (; i < count; i += kLanes) {
     const Index n = count - i < kLanes ? count - i : kLanes;
