@@ -39,7 +39,7 @@ MLA_KERNELS_BEGIN
 namespace mla::simd {
 inline namespace MLA_SIMD_BASELINE {
 
-// Machines that have nothing better are rare.
+// Machines that have nothing better are rare: less time to compile is worth more here.
 #if defined(__GNUC__) && !defined(__clang__) && (defined(__x86_64__) || defined(__aarch64__))
 #pragma GCC push_options
 #pragma GCC optimize("O1")

@@ -31,9 +31,9 @@ MLA_INLINE void for_tiles_or_ones(Index count, const Tile& tile) {
 // than a tile takes smaller ones.
 template <int kSize, int kSmaller, class Tile>
 MLA_INLINE void for_overlapping_tiles(Index count, const Tile& tile) {
+  constexpr int kNext = kSmaller < kSize ? kSmaller : 1;
   if constexpr (kSize > 1)
-    if (count < kSize)
-      return for_overlapping_tiles < kSmaller < kSize ? kSmaller : 1, 1 > (count, tile);
+    if (count < kSize) return for_overlapping_tiles<kNext, 1>(count, tile);
   for (Index first = 0; first < count; first += kSize)
     tile(TileSize<kSize>(), first + kSize <= count ? first : count - kSize);
 }

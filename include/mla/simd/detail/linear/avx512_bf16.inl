@@ -1,4 +1,4 @@
-// linear() by VDPBF16PS: both operands contiguous along the reduction, as in kernels_linear.inl,
+// linear() by VDPBF16PS: both operands contiguous along the reduction, as in float32.inl,
 // the tokens rounded to bfloat16 once a call by pack().
 
 inline constexpr Index kLinearFloats = 0;
