@@ -225,16 +225,22 @@ void linear_in_place(MatrixView<const float> x, const WeightView& view,
 inline constexpr Index kFewTokens = 16;
 
 // Up to kFewTokens tokens by up to kTaskOutputs features, so that x stays in the first cache; the
-// next rows of weights are brought to the second one meanwhile. Weights are float32 in place or,
+// next rows of weights are brought to the second one meanwhile. Weights are elements T in place or,
 // made by `widen`, copies of a register tile's rows in the first cache.
-inline void linear_few(MatrixView<const float> x, const WeightView& weight, Widen widen,
-                       MatrixView<float> out, float* memory) noexcept {
+template <class T>
+void linear_few(MatrixView<const float> x, const WeightView& weight, Widen widen,
+                MatrixView<float> out, float* memory) noexcept {
   for_input_blocks(x.cols, [&](Index i, Index inputs) {
     WeightRows weights(weight, i, inputs);
     for_tiles_or_ones<kFeatureTile>(out.cols, [&](auto cols, Index o) {
       const WeightView& block = weights.at(o, cols.value);
-      if (widen) weights.ask_for_next();  // float32 comes fast enough by itself
-      const auto rows = widen ? copy_block(block, widen, memory) : block.as<float>();
+      // float32 comes fast enough by itself
+      if (widen || sizeof(T) < sizeof(float)) weights.ask_for_next();
+      MatrixView<const T> rows;
+      if constexpr (std::is_same_v<T, float>)
+        rows = widen ? copy_block(block, widen, memory) : block.as<float>();
+      else
+        rows = block.as<T>();
       for_tiles<tokens_by<cols.value>(kTokenTile)>(x.rows, [&](auto tokens, Index t) {
         product_tile<tokens.value, cols.value>(x.row(t) + i, x.stride, rows.data, rows.stride,
                                                inputs, i > 0, out.row(t) + o, out.stride);
@@ -278,32 +284,35 @@ inline void linear_in_blocks(MatrixView<const float> x, const WeightView& weight
   }
 }
 
-// Few tokens take float32 in place or copies by `widen`, more take blocks of copies.
-inline void linear_by(MatrixView<const float> x, const WeightView& weight, Widen widen,
-                      bool in_place, MatrixView<float> out, float* scratch) noexcept {
+// Few tokens take elements T in place or copies by `widen`, more take blocks of copies.
+template <class T>
+void linear_by(MatrixView<const float> x, const WeightView& weight, Widen widen, bool in_place,
+               MatrixView<float> out, float* scratch) noexcept {
   if (x.rows == 0) return;  // there may be no memory
   if (x.rows > kFewTokens) return linear_in_blocks(x, weight, widen, out, scratch);
   for (Index o = 0; o < weight.rows; o += kTaskOutputs)
-    linear_few(x, weight.row_range(o, weight.rows - o), in_place ? nullptr : widen,
-               out.col_range(o, at_most(weight.rows - o, kTaskOutputs)), scratch);
+    linear_few<T>(x, weight.row_range(o, weight.rows - o), in_place ? nullptr : widen,
+                  out.col_range(o, at_most(weight.rows - o, kTaskOutputs)), scratch);
 }
 
 // Weights of any format, by its one function.
 inline void linear_by_widening(MatrixView<const float> x, const WeightView& weight, Widen widen,
                                MatrixView<float> out, float* scratch) noexcept {
-  linear_by(x, weight, widen, false, out, scratch);
+  linear_by<float>(x, weight, widen, false, out, scratch);
 }
 inline void linear_of_any(MatrixView<const float> x, const float*, const WeightView& weight,
                           MatrixView<float> out, float* scratch) noexcept {
   linear_by_widening(x, weight, info_of(weight.format).widen, out, scratch);
 }
 
-// Weights of plain elements: where they lie for one or two tokens, else as copies.
+// Weights of plain elements: where they lie, but for more tokens than a register tile has as
+// copies.
 template <class T>
 void linear(MatrixView<const float> x, const float*, const WeightView& weight,
             MatrixView<float> out, float* scratch) noexcept {
   if (x.rows <= kTokensInPlace) return linear_in_place<T>(x, weight, out);
-  linear_by(x, weight, &widen_block<T>, std::is_same_v<T, float>, out, scratch);
+  if (x.rows <= kTokenTile) return linear_by<T>(x, weight, &widen_block<T>, true, out, scratch);
+  linear_by<float>(x, weight, &widen_block<T>, std::is_same_v<T, float>, out, scratch);
 }
 
 // The left factor of a product: element (r, k) is data[r * row_step + k * step].

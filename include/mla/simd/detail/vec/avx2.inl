@@ -5,8 +5,8 @@ inline constexpr int kLanes = 8;
 inline constexpr int kScoreKeys = 6;
 inline constexpr int kScoreKeysOfFew = 6;
 inline constexpr int kValueRows = 4;
-inline constexpr int kTokenTile = 3;  // of linear(), by kFeatureTile
-inline constexpr int kFeatureTile = 4;
+inline constexpr int kTokenTile = 4;  // of linear(), by kFeatureTile
+inline constexpr int kFeatureTile = 3;
 inline constexpr int kRowTile = 2;  // rows of other register tiles; their columns are 4
 
 struct F32 {

@@ -5,8 +5,8 @@ inline constexpr int kLanes = 16;
 inline constexpr int kScoreKeys = 8;
 inline constexpr int kScoreKeysOfFew = 16;
 inline constexpr int kValueRows = 8;
-inline constexpr int kTokenTile = 6;  // of linear(), by kFeatureTile
-inline constexpr int kFeatureTile = 4;
+inline constexpr int kTokenTile = 8;  // of linear(), by kFeatureTile
+inline constexpr int kFeatureTile = 3;
 inline constexpr int kRowTile = 4;  // rows of other register tiles; their columns are 4
 
 struct F32 {
