@@ -76,9 +76,11 @@ template <class Part>
 using Passed = std::conditional_t<
     std::is_floating_point_v<Part>, double,
     std::conditional_t<
-        std::is_signed_v<Part>, long long,
-        std::conditional_t<std::is_unsigned_v<Part>, unsigned long long,
-                           std::conditional_t<std::is_array_v<Part>, const char*, const Part&>>>>;
+        std::is_same_v<Part, char>, const Part&,
+        std::conditional_t<std::is_signed_v<Part>, long long,
+                           std::conditional_t<std::is_unsigned_v<Part>, unsigned long long,
+                                              std::conditional_t<std::is_array_v<Part>, const char*,
+                                                                 const Part&>>>>>;
 
 template <class Error, class... Parts>
 [[noreturn, gnu::noinline, gnu::cold]] void throw_message(Parts... parts) {
@@ -90,13 +92,15 @@ template <class Error, class... Parts>
 /// Throws std::invalid_argument with `parts`, texts and numbers, written one after the other.
 template <class... Parts>
 [[noreturn]] void throw_invalid(const Parts&... parts) {
-  detail::throw_message<std::invalid_argument, detail::Passed<Parts>...>(parts...);
+  detail::throw_message<std::invalid_argument, detail::Passed<Parts>...>(
+      static_cast<detail::Passed<Parts>>(parts)...);
 }
 
 /// Throws std::runtime_error likewise.
 template <class... Parts>
 [[noreturn]] void throw_runtime(const Parts&... parts) {
-  detail::throw_message<std::runtime_error, detail::Passed<Parts>...>(parts...);
+  detail::throw_message<std::runtime_error, detail::Passed<Parts>...>(
+      static_cast<detail::Passed<Parts>>(parts)...);
 }
 
 /// Throws std::invalid_argument unless `condition` holds. The message is built only on failure.
