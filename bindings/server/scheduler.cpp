@@ -265,15 +265,16 @@ void Scheduler::round() {
       if (running.reading()) {
         running.prompted += running.chunk;
         if (!running.reading()) begin_choices(running, logits_row(running.choices.front().row));
-        continue;
+      } else {
+        for (std::size_t i = 0; i < running.choices.size(); ++i)
+          if (!running.choices[i].done) take_logits(running, i);
       }
-      for (std::size_t i = 0; i < running.choices.size(); ++i)
-        if (!running.choices[i].done) take_logits(running, i);
     } catch (const std::exception& error) {  // logits that are not finite, no memory
       running.completion->fail({500, "server_error", error.what()});
       running.outcome = &Statistics::prompts_failed;
     }
-    if (std::ranges::all_of(running.choices, &Choice::done))
+    // Now, not in the next round: a client that has all its pieces may be gone by then.
+    if (!running.outcome && std::ranges::all_of(running.choices, &Choice::done))
       running.outcome = &Statistics::prompts_finished;
   }
   count([&](Statistics& statistics) { statistics.busy_seconds += seconds_since(start); });

@@ -124,7 +124,7 @@ struct CacheKernels {
 /// The index queries of a token in sparse attention, and the weights of their heads.
 struct IndexQueries {
   MatrixView<const float> rows;  ///< [index heads, head_dim]
-  const float* packed;           ///< these and the weights by IndexKernels::pack
+  const float* packed = nullptr;  ///< these and the weights by IndexKernels::pack
 };
 
 /// Scores of cached index keys of one format (IndexerConfig says what they are): by definition of

@@ -31,6 +31,7 @@ MLA_INLINE void for_tiles_or_ones(Index count, const Tile& tile) {
 // than a tile takes smaller ones.
 template <int kSize, int kSmaller, class Tile>
 MLA_INLINE void for_overlapping_tiles(Index count, const Tile& tile) {
+  // NOLINTNEXTLINE(bugprone-branch-clone): kSmaller may be 1
   constexpr int kNext = kSmaller < kSize ? kSmaller : 1;
   if constexpr (kSize > 1)
     if (count < kSize) return for_overlapping_tiles<kNext, 1>(count, tile);
