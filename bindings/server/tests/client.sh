@@ -7,7 +7,7 @@ command -v node > /dev/null && [ -n "${NODE_PATH:-}" ] && [ -d "$NODE_PATH/$pack
   echo "skipped: no node with the package $package in NODE_PATH"
   exit 77
 }
-mkdir -p "$work" || exit 1
+rm -rf "$work" && mkdir -p "$work" || exit 1
 "$server" "$model" --port 0 2> "$work/log" &
 pid=$!
 trap 'kill $pid; wait $pid' EXIT

@@ -36,6 +36,7 @@ grep -q "cannot listen on 192.0.2.1" "$work/err" || fail "host: $(cat "$work/err
 [ "$failures" -eq 0 ] || exit 1
 for signal in INT TERM; do
   echo secret > "$work/key"
+  : > "$work/err"  # or the server before this one would be asked
   "$server" "$model" --port 0 --api-key-file "$work/key" --max-choices 2 --lookup 2 \
     2> "$work/err" &
   pid=$!
