@@ -123,7 +123,7 @@ struct CacheKernels {
 
 /// The index queries of a token in sparse attention, and the weights of their heads.
 struct IndexQueries {
-  MatrixView<const float> rows;  ///< [index heads, head_dim]
+  MatrixView<const float> rows;   ///< [index heads, head_dim]
   const float* packed = nullptr;  ///< these and the weights by IndexKernels::pack
 };
 
