@@ -12,33 +12,8 @@
 namespace mla::test {
 namespace {
 
-struct NamedTensor {
-  const char* name;
-  WeightView AttentionWeights::*tensor;
-};
-
-constexpr NamedTensor kTensors[] = {
-    {"q_proj", &AttentionWeights::q_proj},
-    {"q_a_proj", &AttentionWeights::q_a_proj},
-    {"q_a_layernorm", &AttentionWeights::q_a_layernorm},
-    {"q_b_proj", &AttentionWeights::q_b_proj},
-    {"q_b_nope_proj", &AttentionWeights::q_b_nope_proj},
-    {"q_b_rope_proj", &AttentionWeights::q_b_rope_proj},
-    {"kv_a_proj_with_mqa", &AttentionWeights::kv_a_proj_with_mqa},
-    {"kv_a_proj", &AttentionWeights::kv_a_proj},
-    {"k_rope_proj", &AttentionWeights::k_rope_proj},
-    {"kv_a_layernorm", &AttentionWeights::kv_a_layernorm},
-    {"kv_b_proj", &AttentionWeights::kv_b_proj},
-    {"k_b_proj", &AttentionWeights::k_b_proj},
-    {"v_b_proj", &AttentionWeights::v_b_proj},
-    {"o_proj", &AttentionWeights::o_proj},
-    {"q_a_proj_bias", &AttentionWeights::q_a_proj_bias},
-    {"kv_a_proj_with_mqa_bias", &AttentionWeights::kv_a_proj_with_mqa_bias},
-    {"o_proj_bias", &AttentionWeights::o_proj_bias},
-};
-
-bool is_bias(const NamedTensor& tensor) {
-  return std::string(tensor.name).find("bias") != std::string::npos;
+bool is_optional(const AttentionWeightField& tensor) {
+  return tensor.name.ends_with("bias") && !tensor.name.starts_with("indexer.");
 }
 
 // Every way to spoil one tensor of weights that fit.
@@ -48,16 +23,16 @@ void expect_each_tensor_checked(const AttentionConfig& config, const WeightOptio
   const AttentionWeights& good = memory.views();
   ASSERT_NO_THROW(good.validate(config));
   const float number = 0.0f;
-  for (const NamedTensor& tensor : kTensors) {
+  for (const AttentionWeightField& tensor : kAttentionWeightFields) {
     AttentionWeights bad = good;
-    WeightView& view = bad.*tensor.tensor;
-    const std::string name = std::string("tensor ") + tensor.name + " ";
+    WeightView& view = bad.*tensor.field;
+    const std::string name = "tensor " + std::string(tensor.name) + " ";
     const auto refused = [&](const std::string& why) {
       return refuses([&] { bad.validate(config); }, {name.c_str(), why.c_str()});
     };
     if (!view) {
-      if (is_bias(tensor)) continue;  // optional
-      view = {&number, 1, 1};         // the other half of a pair may be reported as missing
+      if (is_optional(tensor)) continue;  // optional
+      view = {&number, 1, 1};             // the other half of a pair may be reported as missing
       EXPECT_THROW(bad.validate(config), std::invalid_argument) << tensor.name;
       continue;
     }
@@ -74,7 +49,7 @@ void expect_each_tensor_checked(const AttentionConfig& config, const WeightOptio
     view = fits;
     std::swap(view.rows, view.cols);
     EXPECT_TRUE(view.rows == view.cols || refused(both + shape(view.rows, view.cols)));
-    if (is_bias(tensor)) continue;
+    if (is_optional(tensor)) continue;
     view = {};
     EXPECT_THROW(bad.validate(config), std::invalid_argument) << tensor.name;
   }
@@ -93,15 +68,21 @@ TEST(AttentionWeights, ChecksBiases) {
   expect_each_tensor_checked(small_config(), {.biases = true});
 }
 
+TEST(AttentionWeights, ChecksEachTensorOfAnIndexer) {
+  AttentionConfig config = small_config();
+  config.indexer = {.type = IndexerType::full, .heads = 5, .head_dim = 14, .topk = 3};
+  expect_each_tensor_checked(config, {});
+}
+
 TEST(AttentionWeights, NamesTheTensorThatIsMissing) {
   Random random(1);
   const RandomWeights memory(small_config(), {}, random);
   for (const char* name : {"q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa",
                            "kv_a_layernorm", "kv_b_proj", "o_proj"})
-    for (const NamedTensor& tensor : kTensors) {
-      if (tensor.name != std::string(name)) continue;
+    for (const AttentionWeightField& tensor : kAttentionWeightFields) {
+      if (tensor.name != name) continue;
       AttentionWeights bad = memory.views();
-      bad.*tensor.tensor = {};
+      bad.*tensor.field = {};
       EXPECT_TRUE(refuses([&] { bad.validate(small_config()); }, {name, "missing", "expected ["}));
     }
 }
