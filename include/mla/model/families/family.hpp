@@ -75,27 +75,6 @@ inline constexpr std::string_view kCommonKeys[] = {
     "attention_bias", "max_position_embeddings", "vocab_size", "bos_token_id", "eos_token_id",
     "tie_word_embeddings", "rms_norm_eps"};
 
-/// Keys of a dense SwiGLU MLP.
-inline constexpr std::string_view kMlpKeys[] = {"num_hidden_layers", "hidden_act",
-                                                "intermediate_size", "mlp_bias"};
-/// Keys of DeepSeek's mixture of experts and of its multi-token prediction.
-inline constexpr std::string_view kExpertKeys[] = {"num_nextn_predict_layers",
-                                                   "moe_intermediate_size",
-                                                   "moe_layer_freq",
-                                                   "first_k_dense_replace",
-                                                   "n_routed_experts",
-                                                   "num_local_experts",
-                                                   "num_experts",
-                                                   "n_shared_experts",
-                                                   "num_experts_per_tok",
-                                                   "n_group",
-                                                   "topk_group",
-                                                   "topk_method",
-                                                   "norm_topk_prob",
-                                                   "scoring_func",
-                                                   "routed_scaling_factor",
-                                                   "mlp_layer_types"};
-
 /// A size, or `fallback` where the key is missing or null.
 inline Index size_or(const ConfigReader& config, const char* key, Index fallback) {
   return config.find(key) ? config.size(key) : fallback;
@@ -233,10 +212,6 @@ inline AttentionConfig read_attention_dims(const ConfigReader& config) {
   attention.qk_rope_head_dim = config.size("qk_rope_head_dim");
   return attention;
 }
-
-/// Keys of DeepSeek's attention beyond the common ones.
-inline constexpr std::string_view kDeepSeekAttentionKeys[] = {
-    "qk_head_dim", "head_dim", "rope_parameters", "rope_interleave", "partial_rotary_factor"};
 
 inline AttentionConfig read_deepseek_attention(const ConfigReader& config,
                                                const RopeDialect& dialect = {}) {
